@@ -1,0 +1,36 @@
+//! What a store must know of the file system under it, without knowing that file system (STORE 15).
+
+use std::fmt::Debug;
+
+use crate::error::Result;
+
+/// Facts about the ground under one store, filled by its host. The default answers are those of a plain directory.
+pub trait Ground: Send + Sync + Debug {
+    /// Whether a flush reaches stable storage. `None` is not known. On ZFS `sync=disabled` is `Some(false)`, and then the store
+    /// does not open as `strict` or `ordered` (STORE 14).
+    fn honours_sync(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    /// Whether an overwrite lands in place, so that recycling a spent segment pays (not on ZFS).
+    fn overwrites_in_place(&self) -> bool {
+        true
+    }
+
+    /// When the newest snapshot of this ground was taken, in nanoseconds since the Unix epoch; 0 for none. `None` is not known, and then
+    /// reclaim only unlinks.
+    fn newest_snapshot_unix_ns(&self) -> Option<u64> {
+        Some(0)
+    }
+
+    /// Makes more space available for deletes when the reserve is exhausted (a quota step). `false`: nothing to lift.
+    fn lift_reserve(&self) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+/// A directory on a file system that overwrites in place and knows no snapshots.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PlainGround;
+
+impl Ground for PlainGround {}
