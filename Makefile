@@ -1,19 +1,50 @@
 # `make` alone lists what one can do.
 SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
 export BASALT_ROOT := $(CURDIR)
+MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-rust
+.PHONY: help need build run test test-rust test-go test-run lint fmt bench clean
+
+# What there is to build follows from the folders: a room that isn't there yet has no rule that pretends.
+go_module := $(dir $(wildcard ffi/go/go.mod))
+go_commands := $(notdir $(patsubst %/,%,$(wildcard ffi/go/cmd/*/)))
+with_ffi := $(wildcard ffi/Cargo.toml)
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-build: ## build bin/basalt
-	tools/rocksdb-static
-	. tools/env && cargo build --release --workspace
+need: # checks the machine; installs Debian packages where it may
+	@tools/need
 
-test: test-rust ## run all tests
+build: need ## build bin/basalt, bin/ipfs (pure Go), bin/ipfs-ffi and bin/basalt-migrate
+	@tools/build
 
-test-rust: ## run the Rust tests
-	tools/rocksdb-static
-	. tools/env && cargo test --workspace
+run: build ## start an agent and a Kubo on it, add 256 MiB, read it back, stay up (FFI=1: all in one process)
+	@tools/run
+
+test: ## run all tests: Rust, Go, and `make run` in small
+	@tools/test
+
+test-rust: need ## run the Rust tests
+	@tools/test rust
+
+test-go: need ## run the Go tests
+	@tools/test go
+
+test-run: need # what `make run` does, with a small tree, once
+	@tools/test run
+
+lint: need ## formatting, clippy, gofmt, go vet, shell syntax
+	@tools/lint
+
+fmt: ## format Rust and Go
+	. tools/env; cargo fmt --all
+	$(if $(go_module),gofmt -w $(go_module))
+
+bench: build ## measure against raw disk and against flatfs; writes docs/benchmarks.md
+	@tools/bench
+
+clean: ## remove bin/ and run/ (the cache in BASALT_CACHE stays)
+	rm -rf bin run
