@@ -1,0 +1,528 @@
+package datastore
+
+// The connections to one node. A gRPC channel reconnects behind one's back, but here every connection must begin with a handshake
+// (is this still our node? does it speak our protocol?), so a session owns exactly one socket: when that breaks, the session is
+// over and the next call makes a new one, starting the agent first where that is allowed. Calls that lost their session are tried
+// again for a bounded time; all of go-datastore's operations may be, but for one case that deletes.go describes.
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"basalt.dev/go/internal/basaltv1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+// Config says how to reach a node.
+type Config struct {
+	// Socket is the path of the node's data socket.
+	Socket string
+	// NodeID is the id that the node must have; another one is refused by name. Empty: any.
+	NodeID string
+	// NodePath is the node's folder, for error messages; may be empty.
+	NodePath string
+	// Role is what `basalt status` shows for these connections: "root", "blocks", "pins".
+	Role string
+	// Client names the program for logs and `basalt status`.
+	Client string
+	// Retry bounds how long a call goes on trying while no agent answers. Zero: 30 s.
+	Retry time.Duration
+	// Start starts an agent where nobody serves the socket, and returns once one does. Nil: never.
+	Start func(ctx context.Context) error
+	// Connections is how many sockets calls are spread over; more than one is opened only under load. Zero: the number of CPUs, at most 4.
+	Connections int
+}
+
+const (
+	retryDefault     = 30 * time.Second
+	startMax         = 5 * time.Minute // recovery of a large node takes a while; the agent says in its log how far it is
+	handshakeMax     = 20 * time.Second
+	backoffMin       = 10 * time.Millisecond
+	backoffMax       = time.Second
+	protocol         = 1
+	connectionsMax   = 4
+	busySession      = 8 // calls in flight on one connection before another one is opened
+	windowStream     = 4 << 20
+	windowConnection = 16 << 20
+	socketBuffer     = 128 << 10
+	messageMax       = 1 << 30
+)
+
+// clientID names this process to the node, for its whole life.
+var clientID = func() []byte {
+	id := make([]byte, 16)
+	_, _ = rand.Read(id) // never fails, says crypto/rand
+	return id
+}()
+
+// Node is a pool of connections to one node, shared by all datastores of this process that are views of it.
+type Node struct {
+	cfg   Config
+	slots []slot
+
+	deletes deletes
+
+	mu     sync.Mutex
+	roles  map[string]int // open views by role
+	refs   int
+	closed atomic.Bool
+}
+
+type slot struct {
+	mu         sync.Mutex
+	current    *session
+	connecting *attempt
+}
+
+// attempt is a connection being made; all calls that need it wait for the same one.
+type attempt struct {
+	done    chan struct{}
+	session *session
+	err     error
+}
+
+type session struct {
+	cc       *grpc.ClientConn
+	rpc      basaltv1.DatastoreClient
+	hello    *basaltv1.HandshakeResponse
+	broken   atomic.Bool // the socket was seen to fail
+	retired  atomic.Bool // no new calls; closed when the last call has ended
+	inflight atomic.Int64
+	once     sync.Once
+}
+
+// pool holds the nodes that are open in this process, so that two mounts of one node share its connections.
+var pool = struct {
+	sync.Mutex
+	nodes map[string]*Node
+}{nodes: map[string]*Node{}}
+
+// connect returns the process's Node for cfg, made if need be, after one handshake has succeeded.
+func connect(ctx context.Context, cfg Config) (*Node, error) {
+	if cfg.Retry == 0 {
+		cfg.Retry = retryDefault
+	}
+	if cfg.Connections <= 0 {
+		cfg.Connections = min(connectionsMax, runtime.NumCPU())
+	}
+	name := cfg.Socket + "\x00" + cfg.NodeID
+	pool.Lock()
+	n := pool.nodes[name]
+	if n == nil {
+		n = &Node{cfg: cfg, slots: make([]slot, cfg.Connections), roles: map[string]int{}}
+		pool.nodes[name] = n
+	}
+	n.mu.Lock()
+	n.refs++
+	n.roles[cfg.Role]++
+	n.mu.Unlock()
+	pool.Unlock()
+
+	if err := n.open(ctx); err != nil {
+		n.release(cfg.Role)
+		return nil, err
+	}
+	return n, nil
+}
+
+// open makes the first connection. It says at once what is wrong where nobody serves the node and nobody may be started, or where
+// starting failed; an agent that is just closing (idle for too long, say) is waited for.
+func (n *Node) open(ctx context.Context) error {
+	since := time.Now()
+	for {
+		_, err := n.session(ctx, time.Now().Add(startMax))
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		var e *Error
+		if errors.As(err, &e) {
+			return err
+		}
+		var failed startFailed
+		if errors.As(err, &failed) {
+			return err
+		}
+		if absent(err) && n.cfg.Start == nil || time.Since(since) > n.cfg.Retry {
+			return n.away("open", "", 0, err)
+		}
+		select {
+		case <-time.After(10 * backoffMin):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// startFailed is an error of Config.Start, told apart because opening does not try again after it.
+type startFailed struct{ error }
+
+func (e startFailed) Unwrap() error { return e.error }
+
+// release gives back what connect took; the last one closes the connections.
+func (n *Node) release(role string) {
+	pool.Lock()
+	defer pool.Unlock()
+	n.mu.Lock()
+	n.refs--
+	n.roles[role]--
+	last := n.refs == 0
+	n.mu.Unlock()
+	if !last {
+		return
+	}
+	for name, other := range pool.nodes {
+		if other == n {
+			delete(pool.nodes, name)
+		}
+	}
+	n.closed.Store(true)
+	for i := range n.slots {
+		sl := &n.slots[i]
+		sl.mu.Lock()
+		if sl.current != nil {
+			sl.current.close()
+			sl.current = nil
+		}
+		sl.mu.Unlock()
+	}
+}
+
+// others says whether a view other than one of `role` is open: figures and chores of the whole node are then its business.
+func (n *Node) others(role string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for r, count := range n.roles {
+		if r != role && count > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// call runs f on a connection, and again on a new one while the connection is lost under it, for at most the configured time.
+func (n *Node) call(ctx context.Context, op, key string, f func(context.Context, *session, ...grpc.CallOption) error) error {
+	return n.try(ctx, op, key, func(ctx context.Context, s *session) fault {
+		var trailer metadata.MD
+		err := f(ctx, s, grpc.Trailer(&trailer))
+		if err == nil {
+			return fault{}
+		}
+		return judge(ctx, op, key, err, trailer, s.broken.Load())
+	})
+}
+
+// try is the loop under every call: f says by its fault whether the connection was lost.
+func (n *Node) try(ctx context.Context, op, key string, f func(context.Context, *session) fault) error {
+	var since time.Time
+	backoff := backoffMin
+	for {
+		deadline := since.Add(n.cfg.Retry)
+		if since.IsZero() {
+			deadline = time.Now().Add(n.cfg.Retry)
+		}
+		s, err := n.session(ctx, deadline)
+		if err == nil {
+			s.inflight.Add(1)
+			ft := f(ctx, s)
+			if ft.lost {
+				n.retire(s)
+			}
+			s.leave()
+			if !ft.lost {
+				return ft.err
+			}
+			err = ft.err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		var e *Error
+		if errors.As(err, &e) && e.Kind != Closed {
+			return err
+		}
+		if n.closed.Load() {
+			return &Error{Closed, op, key, "the datastore is closed"}
+		}
+		if since.IsZero() {
+			since = time.Now()
+			slog.Warn("basalt: the agent is away; trying again", "socket", n.cfg.Socket, "op", op, "error", err)
+		}
+		wait := backoff/2 + mathrand.N(backoff)
+		if time.Since(since)+wait > n.cfg.Retry {
+			return n.away(op, key, time.Since(since), err)
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		backoff = min(2*backoff, backoffMax)
+	}
+}
+
+// away is the error for a node that nobody serves.
+func (n *Node) away(op, key string, tried time.Duration, cause error) error {
+	var s strings.Builder
+	fmt.Fprintf(&s, "no agent answers on %s", n.cfg.Socket)
+	if tried > 0 {
+		fmt.Fprintf(&s, " (tried for %s)", tried.Round(100*time.Millisecond))
+	}
+	fmt.Fprintf(&s, ": %v. ", cause)
+	path := n.cfg.NodePath
+	if path == "" {
+		path = "PATH"
+	}
+	fmt.Fprintf(&s, "Start it with `basalt agent --node %s`", path)
+	if n.cfg.Start == nil {
+		s.WriteString(", or set \"autostart\": true in Datastore.Spec")
+	}
+	s.WriteString("; Kubo need not be restarted, the next call finds it")
+	return &Error{Away, op, key, s.String()}
+}
+
+// session picks a connection: the first that isn't busy, else the least busy one, made first if it isn't there. It returns an
+// error of kind Refused or the like where trying again can't help, a plain error where it can.
+func (n *Node) session(ctx context.Context, deadline time.Time) (*session, error) {
+	best, bestLoad := 0, int64(-1)
+	for i := range n.slots {
+		sl := &n.slots[i]
+		sl.mu.Lock()
+		s := sl.current
+		if s != nil && s.broken.Load() {
+			sl.current, s = nil, nil
+		}
+		sl.mu.Unlock()
+		if s == nil {
+			best = i // the first one that is not there: the ones before it are busy
+			break
+		}
+		load := s.inflight.Load()
+		if load < busySession {
+			return s, nil
+		}
+		if bestLoad < 0 || load < bestLoad {
+			best, bestLoad = i, load
+		}
+	}
+
+	sl := &n.slots[best]
+	sl.mu.Lock()
+	if s := sl.current; s != nil && !s.broken.Load() {
+		sl.mu.Unlock()
+		return s, nil
+	}
+	if n.closed.Load() {
+		sl.mu.Unlock()
+		return nil, &Error{Closed, "", "", "the datastore is closed"}
+	}
+	at := sl.connecting
+	if at == nil {
+		at = &attempt{done: make(chan struct{})}
+		sl.connecting = at
+		go n.run(sl, at)
+	}
+	sl.mu.Unlock()
+
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
+	select {
+	case <-at.done:
+		return at.session, at.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-timer.C:
+		return nil, errors.New("the agent is starting and does not answer yet")
+	}
+}
+
+// run makes one connection for all who wait for the slot. It does not end with the caller that happened to be first.
+func (n *Node) run(sl *slot, at *attempt) {
+	ctx, cancel := context.WithTimeout(context.Background(), startMax)
+	defer cancel()
+	at.session, at.err = n.connectOnce(ctx)
+	sl.mu.Lock()
+	sl.connecting = nil
+	if at.err == nil {
+		if n.closed.Load() {
+			at.session.close()
+			at.session, at.err = nil, &Error{Closed, "", "", "the datastore is closed"}
+		} else {
+			sl.current = at.session
+		}
+	}
+	sl.mu.Unlock()
+	close(at.done)
+}
+
+func (n *Node) connectOnce(ctx context.Context) (*session, error) {
+	conn, err := dial(ctx, n.cfg.Socket)
+	if absent(err) && n.cfg.Start != nil {
+		if err := n.cfg.Start(ctx); err != nil {
+			return nil, startFailed{err}
+		}
+		conn, err = dial(ctx, n.cfg.Socket)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, &Error{Refused, "connect", "", fmt.Sprintf(
+			"%v. The agent lets in its own user and the group `basalt` (allow_uids, allow_gids in its config)", err)}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return n.greet(ctx, conn)
+}
+
+func dial(ctx context.Context, socket string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", socket)
+}
+
+// absent says whether a failed dial means that nobody serves the socket.
+func absent(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// Answers says whether somebody accepts connections on a socket now.
+func Answers(socket string) bool {
+	conn, err := net.DialTimeout("unix", socket, handshakeMax)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+// watched is a connection that remembers that it failed, so that an error seen above it can be told from an answer.
+type watched struct {
+	net.Conn
+	s *session
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	count, err := w.Conn.Read(p)
+	if err != nil {
+		w.s.broken.Store(true)
+	}
+	return count, err
+}
+
+func (w *watched) Write(p []byte) (int, error) {
+	count, err := w.Conn.Write(p)
+	if err != nil {
+		w.s.broken.Store(true)
+	}
+	return count, err
+}
+
+func (w *watched) Close() error {
+	w.s.broken.Store(true)
+	return w.Conn.Close()
+}
+
+// greet makes a session of a connected socket.
+func (n *Node) greet(ctx context.Context, conn net.Conn) (*session, error) {
+	s := &session{}
+	first := make(chan net.Conn, 1)
+	first <- &watched{conn, s}
+	cc, err := grpc.NewClient("passthrough:///basalt",
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
+			select {
+			case c := <-first:
+				return c, nil
+			default:
+				return nil, errors.New("the connection to the agent broke")
+			}
+		}),
+		grpc.WithAuthority("localhost"),
+		grpc.WithNoProxy(),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithIdleTimeout(0),
+		grpc.WithInitialWindowSize(windowStream),
+		grpc.WithInitialConnWindowSize(windowConnection),
+		grpc.WithReadBufferSize(socketBuffer),
+		grpc.WithWriteBufferSize(socketBuffer),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(messageMax), grpc.MaxCallSendMsgSize(messageMax)),
+	)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	s.cc, s.rpc = cc, basaltv1.NewDatastoreClient(cc)
+
+	ctx, cancel := context.WithTimeout(ctx, handshakeMax)
+	defer cancel()
+	var trailer metadata.MD
+	s.hello, err = s.rpc.Handshake(ctx, &basaltv1.HandshakeRequest{
+		ProtocolMin:  protocol,
+		ProtocolMax:  protocol,
+		Client:       n.cfg.Client,
+		ExpectNodeId: n.cfg.NodeID,
+		Role:         n.cfg.Role,
+		ClientId:     clientID,
+	}, grpc.Trailer(&trailer))
+	if err != nil {
+		s.close()
+		if status.Code(err) == codes.FailedPrecondition || status.Code(err) == codes.PermissionDenied {
+			return nil, &Error{Refused, "handshake", "", fmt.Sprintf("the agent on %s refuses: %s", n.cfg.Socket, status.Convert(err).Message())}
+		}
+		return nil, fmt.Errorf("handshake: %s", status.Convert(err).Message())
+	}
+	if want, got := n.cfg.NodeID, s.hello.NodeId; want != "" && got != want {
+		s.close()
+		return nil, &Error{Refused, "handshake", "", fmt.Sprintf(
+			"the agent on %s serves node %s, but this repo belongs to node %s. Point \"path\" in Datastore.Spec at the folder of node %s",
+			n.cfg.Socket, got, want, want)}
+	}
+	return s, nil
+}
+
+func (s *session) close() {
+	s.once.Do(func() {
+		s.retired.Store(true)
+		s.cc.Close()
+	})
+}
+
+// leave ends a call on the session, and the session with the last call if it is retired.
+func (s *session) leave() {
+	if s.inflight.Add(-1) == 0 && s.retired.Load() {
+		s.close()
+	}
+}
+
+// retire takes a session out of use; calls that still run on it may end (a server that drains lets them).
+func (n *Node) retire(s *session) {
+	for i := range n.slots {
+		sl := &n.slots[i]
+		sl.mu.Lock()
+		if sl.current == s {
+			sl.current = nil
+		}
+		sl.mu.Unlock()
+	}
+	s.retired.Store(true)
+	if s.inflight.Load() == 0 {
+		s.close()
+	}
+}
