@@ -15,11 +15,13 @@ pub mod ground;
 pub mod index;
 pub mod store;
 
+mod digest;
 mod error;
 mod multihash;
 mod options;
 mod shard;
 
+pub use digest::{Digest, verify_digest};
 pub use error::{Error, ErrorKind, Result};
 pub use multihash::{MULTIHASH_BYTES_MAX, Multihash};
 pub use options::{Durability, OnCorrupt, Options};
@@ -27,32 +29,72 @@ pub use shard::Shard;
 pub use store::Store;
 
 mod interim {
-    //! INTERIM, until the log lands: an environment that nothing uses yet.
-    use std::{io, path::Path, sync::Arc, time::Duration};
+    //! INTERIM, until the log lands: enough of the real disk and clock for the rooms above; no index.
+    use std::{fs, io, os::unix::fs::FileExt, path::Path, sync::Arc, time::Duration};
 
     use crate::{disk::*, index::*, store::Env};
 
+    #[derive(Debug)]
+    struct OsFile(fs::File);
+
+    impl File for OsFile {
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            let mut done = 0;
+            while done < buffer.len() {
+                match self.0.read_at(&mut buffer[done..], offset + done as u64)? {
+                    0 => break,
+                    n => done += n,
+                }
+            }
+            Ok(done)
+        }
+        fn read_two_at(&self, head: &mut [u8], body: &mut [u8], offset: u64) -> io::Result<usize> {
+            let first = self.read_at(head, offset)?;
+            if first < head.len() { Ok(first) } else { Ok(first + self.read_at(body, offset + first as u64)?) }
+        }
+        fn write_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
+            self.0.write_all_at(&parts.concat(), offset)
+        }
+        fn sync(&self) -> io::Result<()> {
+            self.0.sync_data()
+        }
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.0.set_len(len)
+        }
+        fn length(&self) -> io::Result<u64> {
+            Ok(self.0.metadata()?.len())
+        }
+        fn reserve(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn punch(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn allocated_bytes(&self) -> io::Result<u64> {
+            self.length()
+        }
+    }
     impl Disk for OsDisk {
-        fn create(&self, _: &Path) -> io::Result<Arc<dyn File>> {
-            Err(io::ErrorKind::Unsupported.into())
+        fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+            Ok(Arc::new(OsFile(fs::File::options().read(true).write(true).create_new(true).open(path)?)))
         }
-        fn open(&self, _: &Path, _: bool) -> io::Result<Arc<dyn File>> {
-            Err(io::ErrorKind::Unsupported.into())
+        fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn File>> {
+            Ok(Arc::new(OsFile(fs::File::options().read(true).write(write).open(path)?)))
         }
-        fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
-            Ok(())
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            fs::rename(from, to)
         }
-        fn remove(&self, _: &Path) -> io::Result<()> {
-            Ok(())
+        fn remove(&self, path: &Path) -> io::Result<()> {
+            fs::remove_file(path)
         }
-        fn list(&self, _: &Path) -> io::Result<Vec<String>> {
-            Ok(Vec::new())
+        fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+            fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
         }
-        fn create_dir(&self, _: &Path) -> io::Result<()> {
-            Ok(())
+        fn create_dir(&self, dir: &Path) -> io::Result<()> {
+            fs::create_dir_all(dir)
         }
-        fn sync_dir(&self, _: &Path) -> io::Result<()> {
-            Ok(())
+        fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+            fs::File::open(dir)?.sync_all()
         }
         fn available(&self, _: &Path) -> io::Result<u64> {
             Ok(1 << 40)
@@ -60,15 +102,17 @@ mod interim {
     }
     impl Clock for OsClock {
         fn monotonic_ns(&self) -> u64 {
-            0
+            self.unix_ms() * 1_000_000
         }
         fn unix_ms(&self) -> u64 {
-            0
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64)
         }
         fn threads(&self) -> bool {
             true
         }
-        fn sleep(&self, _: Duration) {}
+        fn sleep(&self, time: Duration) {
+            std::thread::sleep(time);
+        }
     }
     #[derive(Debug)]
     struct NoIndex;

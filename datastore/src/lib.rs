@@ -3,15 +3,29 @@
 //! Synchronous; many threads at once. What may wait for a flush has a `submit_` form whose ticket takes a callback, so that a
 //! server holds no thread during it.
 
-use std::path::Path;
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use basalt_blockstore::{Durability, Error, Multihash, Options as StoreOptions, store::Env};
 pub use basalt_blockstore::{ErrorKind, Result, store::Ticket};
+use basalt_sharding::ShardSet;
 
+mod batch;
 mod key;
+mod keyspace;
+mod order;
 mod query;
+mod scrub;
 
-pub use key::Key;
+use batch::Plan;
+pub use key::{KEY_BYTES_MAX, Key};
+use keyspace::{Change, Keyspace};
+use order::{Barrier, Job, Later, Need};
 pub use query::{Compare, Entry, Filter, Order, Query, QueryCursor};
 
 /// How a node's stores are laid out and bounded; made from the node's config.
@@ -21,12 +35,15 @@ pub struct Options {
     pub durability: Durability,
     /// Options of every shard and of the keyspace; their `durability` is set from the one above.
     pub store: StoreOptions,
-    /// Prefixes whose keys need neither barrier nor flush in `ordered` (STORE 12e).
+    /// Prefixes whose keys need neither barrier nor flush in `ordered` (STORE 12e): a key and what is beneath it, or with a `*` at the end
+    /// every key that begins so.
     pub unordered_prefixes: Vec<String>,
     /// Largest batch, in bytes of keys and values.
     pub batch_bytes_max: usize,
     /// Most entries that a query may sort in memory.
     pub sort_entries_max: usize,
+    /// Most bytes of values that a query may hold to sort by value.
+    pub sort_bytes_max: usize,
 }
 
 impl Default for Options {
@@ -34,11 +51,12 @@ impl Default for Options {
         Options {
             durability: Durability::Strict,
             store: StoreOptions::default(),
-            unordered_prefixes: ["/providers", "/provider", "/dht", "/local/temp_bootstrap_peers"]
+            unordered_prefixes: ["/providers", "/provider*", "/dht", "/local/temp_bootstrap_peers"]
                 .map(String::from)
                 .to_vec(),
             batch_bytes_max: 256 << 20,
             sort_entries_max: 1 << 20,
+            sort_bytes_max: 256 << 20,
         }
     }
 }
@@ -56,9 +74,9 @@ pub enum BatchOp {
 #[derive(Clone, Debug)]
 pub struct Layout {
     /// Folder of each shard, in the order of their ids, with its weight on the ring.
-    pub shards: Vec<(std::path::PathBuf, u32)>,
-    /// Folder of the keyspace.
-    pub keyspace: std::path::PathBuf,
+    pub shards: Vec<(PathBuf, u32)>,
+    /// Folder of the keyspace; the ring's epoch record stands there too.
+    pub keyspace: PathBuf,
     /// Key of the ring's hash, made at init, kept for ever.
     pub ring_key: [u8; 16],
 }
@@ -66,116 +84,409 @@ pub struct Layout {
 /// A node's datastore; see the crate's page.
 #[derive(Debug)]
 pub struct Datastore {
-    _private: (),
+    stores: Arc<Stores>,
+    /// Orders writes behind others for callers that must not be held; `None` where there are no background threads, or nothing to order.
+    later: Option<Later>,
+}
+
+/// The stores of a node, and the order between them.
+#[derive(Debug)]
+struct Stores {
+    shards: ShardSet,
+    keyspace: Keyspace,
+    barrier: Barrier,
+    options: Options,
+    is_read_only: bool,
+    is_closed: AtomicBool,
+}
+
+impl Stores {
+    fn check_open(&self) -> Result<()> {
+        if self.is_closed.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::Closed, "the datastore has been closed; open the node again"));
+        }
+        Ok(())
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        self.check_open()?;
+        if self.is_read_only {
+            return Err(Error::new(ErrorKind::ReadOnly, "the datastore was opened for reading only"));
+        }
+        Ok(())
+    }
+
+    /// Refuses what is above a limit, by the limit's name.
+    fn check_size(&self, key: &Key, value_bytes: usize) -> Result<()> {
+        let limits = &self.options.store;
+        let key_bytes = key.as_str().len();
+        let refuse = |what: &str, bytes: usize, max: usize, name: &str| {
+            let message = format!("{what} has {bytes} bytes, more than the {max} that {name} allows");
+            Err(Error::new(ErrorKind::TooLarge, message))
+        };
+        if value_bytes > limits.value_bytes_max {
+            return refuse(&format!("the value of {key}"), value_bytes, limits.value_bytes_max, "value_bytes_max");
+        }
+        if key_bytes > limits.key_bytes_max {
+            return refuse(&format!("key {key}"), key_bytes, limits.key_bytes_max, "key_bytes_max");
+        }
+        Ok(())
+    }
+
+    /// Whether these changes must wait for the blocks acknowledged before them. An error where they can't go on at all: a shard that is fenced may have lost
+    /// what they refer to (STORE 2). In `strict` it can't: what it acknowledged is durable.
+    fn must_pass_barrier(&self, changes: &[Change]) -> Result<bool> {
+        if self.options.durability == Durability::Strict || self.keyspace.is_unordered(changes) {
+            return Ok(false);
+        }
+        if let Some(err) = self.shards.fenced() {
+            return Err(err.context("metadata can't change while blocks may be missing"));
+        }
+        Ok(self.options.durability == Durability::Ordered)
+    }
 }
 
 impl Datastore {
     /// Opens all stores of a layout; creates what is not there yet.
     pub fn open(layout: &Layout, env: &Env, options: Options) -> Result<Datastore> {
-        let _ = (layout, env, options);
-        todo!()
+        Datastore::open_as(layout, env, options, false)
     }
 
     /// Opens for reading only (STORE 23).
     pub fn open_read_only(layout: &Layout, env: &Env, options: Options) -> Result<Datastore> {
-        let _ = (layout, env, options);
-        todo!()
+        Datastore::open_as(layout, env, options, true)
+    }
+
+    fn open_as(layout: &Layout, env: &Env, options: Options, is_read_only: bool) -> Result<Datastore> {
+        let durability = options.durability;
+        let shard_options = StoreOptions { durability, ..options.store.clone() };
+        let open = if is_read_only { ShardSet::open_read_only } else { ShardSet::open };
+        let shards = open(&layout.shards, &layout.keyspace, layout.ring_key, env, &shard_options)?;
+        let keyspace = Keyspace::open(&layout.keyspace, env, &options, is_read_only)?;
+        let stores = Arc::new(Stores {
+            shards,
+            keyspace,
+            barrier: Barrier::default(),
+            options,
+            is_read_only,
+            is_closed: AtomicBool::new(false),
+        });
+        let orders = !is_read_only && durability != Durability::Strict && env.clock.threads();
+        let later = if orders { Some(Later::start(stores.clone())?) } else { None };
+        Ok(Datastore { stores, later })
     }
 
     /// The value of a key, into `buffer` (replaced).
     pub fn get(&self, key: &Key, buffer: &mut Vec<u8>) -> Result<()> {
-        let _ = (key, buffer);
-        todo!()
+        self.stores.check_open()?;
+        match key.block() {
+            Some(block) => self.stores.shards.get(&block, buffer),
+            None => self.stores.keyspace.get(key, buffer).map(|_| ()),
+        }
     }
 
     /// Size of a value in bytes, `None` where the key is absent. Never reads a block.
     pub fn size(&self, key: &Key) -> Result<Option<u64>> {
-        let _ = key;
-        todo!()
+        self.stores.check_open()?;
+        let size = match key.block() {
+            Some(block) => self.stores.shards.size(&block)?,
+            None => self.stores.keyspace.meta(key)?.map(|meta| meta.size),
+        };
+        Ok(size.map(u64::from))
+    }
+
+    /// Whether a key is there. Never reads a block.
+    pub fn has(&self, key: &Key) -> Result<bool> {
+        Ok(self.size(key)?.is_some())
     }
 
     /// Stores a value. A block that is there already costs one look-up; `ttl_ms` is `Unsupported` for a block.
     pub fn submit_put(&self, key: &Key, value: &[u8], ttl_ms: Option<u64>) -> Result<Ticket> {
-        let _ = (key, value, ttl_ms);
-        todo!()
+        self.stores.check_writable()?;
+        self.stores.check_size(key, value.len())?;
+        match (key.block(), ttl_ms) {
+            (Some(_), Some(_)) => Err(no_ttl(key)),
+            (Some(block), None) => self.stores.shards.submit_put(&[(&block, value)]),
+            (None, ttl_ms) => self.submit_changes(vec![self.put_change(key, value, ttl_ms)]),
+        }
     }
 
     /// [`Datastore::submit_put`], waited for.
     pub fn put(&self, key: &Key, value: &[u8]) -> Result<()> {
-        self.submit_put(key, value, None)?.wait()
+        self.stores.check_writable()?;
+        self.stores.check_size(key, value.len())?;
+        match key.block() {
+            Some(block) => self.stores.shards.put(&block, value),
+            None => self.change(vec![self.put_change(key, value, None)]),
+        }
+    }
+
+    fn put_change(&self, key: &Key, value: &[u8], ttl_ms: Option<u64>) -> Change {
+        let expires_unix_ms = ttl_ms.map_or(0, |ttl_ms| self.stores.keyspace.expiry(ttl_ms));
+        Change::Put { key: key.clone(), value: value.to_vec(), expires_unix_ms }
     }
 
     /// Removes a key; absent is fine.
     pub fn submit_delete(&self, key: &Key) -> Result<Ticket> {
-        let _ = key;
-        todo!()
+        self.stores.check_writable()?;
+        match key.block() {
+            Some(block) => self.submit_block_deletes(vec![block]),
+            None => self.submit_changes(vec![Change::Delete { key: key.clone() }]),
+        }
+    }
+
+    /// [`Datastore::submit_delete`], waited for.
+    pub fn delete(&self, key: &Key) -> Result<()> {
+        self.stores.check_writable()?;
+        match key.block() {
+            Some(block) => self.delete_blocks(&[block]),
+            None => self.change(vec![Change::Delete { key: key.clone() }]),
+        }
     }
 
     /// Applies a batch: reduced to the last operation of each key; block puts, then metadata (atomic at a crash), then block deletes (STORE 13).
     /// May wait for the barrier between them on the caller's thread.
     pub fn submit_batch(&self, ops: Vec<BatchOp>) -> Result<Ticket> {
-        let _ = ops;
-        todo!()
+        self.stores.check_writable()?;
+        let mut bytes = 0usize;
+        for op in &ops {
+            let value_bytes = if let BatchOp::Put(_, value) = op { value.len() } else { 0 };
+            if matches!(op, BatchOp::Put(..)) {
+                self.stores.check_size(op.key(), value_bytes)?;
+            }
+            bytes += op.key().as_str().len() + value_bytes;
+        }
+        let bytes_max = self.stores.options.batch_bytes_max;
+        if bytes > bytes_max {
+            let message = format!(
+                "the batch has {bytes} bytes of keys and values, more than the {bytes_max} that batch_bytes_max allows; \
+                 commit it in parts"
+            );
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        let plan = Plan::of(ops);
+        let mut tickets = Vec::new();
+        if !plan.block_puts.is_empty() {
+            let blocks: Vec<(&Multihash, &[u8])> =
+                plan.block_puts.iter().map(|(block, value)| (block, value.as_slice())).collect();
+            tickets.push(self.stores.shards.submit_put(&blocks)?);
+        }
+        if !plan.changes.is_empty() {
+            // Metadata may refer to the batch's own blocks: they are acknowledged before it begins.
+            Ticket::all(std::mem::take(&mut tickets)).wait()?;
+            if plan.block_deletes.is_empty() {
+                return self.submit_changes(plan.changes);
+            }
+            self.change(plan.changes)?;
+        }
+        if !plan.block_deletes.is_empty() {
+            tickets.push(self.submit_block_deletes(plan.block_deletes)?);
+        }
+        Ok(Ticket::all(tickets))
+    }
+
+    /// [`Datastore::submit_batch`], waited for.
+    pub fn batch(&self, ops: Vec<BatchOp>) -> Result<()> {
+        self.submit_batch(ops)?.wait()
+    }
+
+    /// Changes the keyspace on this thread, and waits for what the class promises.
+    fn change(&self, changes: Vec<Change>) -> Result<()> {
+        if self.stores.must_pass_barrier(&changes)? {
+            self.stores.barrier.pass(&self.stores.shards)?;
+        }
+        self.stores.keyspace.apply(&changes)?.wait()
+    }
+
+    /// Changes the keyspace without waiting, neither for the flush nor for the barrier before it.
+    fn submit_changes(&self, changes: Vec<Change>) -> Result<Ticket> {
+        let stores = &self.stores;
+        let waits = stores.must_pass_barrier(&changes)?;
+        if !waits || (!stores.shards.is_dirty() && self.is_idle()) {
+            return stores.keyspace.apply(&changes);
+        }
+        let bytes = changes.iter().map(Change::bytes).sum();
+        self.submit_after(Need::Blocks, bytes, move |stores| stores.keyspace.apply(&changes))
+    }
+
+    /// Deletes blocks on this thread, after the metadata that may have referred to them.
+    fn delete_blocks(&self, blocks: &[Multihash]) -> Result<()> {
+        if self.stores.keyspace.delays_block_deletes() {
+            self.stores.keyspace.flush()?;
+        }
+        self.stores.shards.submit_delete(&blocks.iter().collect::<Vec<_>>())?.wait()
+    }
+
+    /// [`Datastore::delete_blocks`], without waiting.
+    fn submit_block_deletes(&self, blocks: Vec<Multihash>) -> Result<Ticket> {
+        if !self.stores.keyspace.delays_block_deletes() {
+            return self.stores.shards.submit_delete(&blocks.iter().collect::<Vec<_>>());
+        }
+        let bytes = blocks.iter().map(|block| block.as_bytes().len()).sum();
+        self.submit_after(Need::Metadata, bytes, move |stores| {
+            stores.shards.submit_delete(&blocks.iter().collect::<Vec<_>>())
+        })
+    }
+
+    /// Runs a write once its need is met: on the thread for that, or here where there is none or too much waits already.
+    fn submit_after(
+        &self,
+        need: Need,
+        bytes: usize,
+        write: impl FnOnce(&Stores) -> Result<Ticket> + Send + 'static,
+    ) -> Result<Ticket> {
+        let (ticket, completer) = Ticket::pending();
+        let run = move |stores: &Stores, met: Result<()>| match met.and_then(|()| write(stores)) {
+            Ok(written) => written.then(move |outcome| completer.complete(outcome)),
+            Err(err) => completer.complete(Err(err)),
+        };
+        let job = Job { need, bytes, run: Box::new(run) };
+        let refused = match &self.later {
+            Some(later) => later.push(job, self.stores.options.batch_bytes_max).err(),
+            None => Some(job),
+        };
+        if let Some(job) = refused {
+            let met = match need {
+                Need::Blocks => self.stores.barrier.pass(&self.stores.shards),
+                Need::Metadata => self.stores.keyspace.flush(),
+            };
+            (job.run)(&self.stores, met);
+        }
+        Ok(ticket)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.later.as_ref().is_none_or(Later::is_idle)
     }
 
     /// Starts a query. Pages are pulled by [`QueryCursor::next_page`].
     pub fn query(&self, query: Query) -> Result<QueryCursor<'_>> {
-        let _ = query;
-        todo!()
+        self.stores.check_open()?;
+        QueryCursor::new(&self.stores, query)
     }
 
     /// Makes every put and delete under `prefix` that returned before this call durable (all of the node, in fact).
     pub fn submit_sync(&self, prefix: &Key) -> Result<Ticket> {
         let _ = prefix;
-        todo!()
+        self.stores.check_open()?;
+        if self.stores.is_read_only {
+            return Ok(Ticket::ready(Ok(())));
+        }
+        let shards = self.stores.shards.submit_sync()?;
+        let keyspace = self.stores.keyspace.store().submit_sync();
+        Ok(Ticket::all(vec![shards, keyspace.unwrap_or_else(|err| Ticket::ready(Err(err)))]))
+    }
+
+    /// [`Datastore::submit_sync`] of everything, waited for.
+    pub fn sync(&self) -> Result<()> {
+        self.submit_sync(&Key::new("/")?)?.wait()
     }
 
     /// Live bytes of blocks and metadata, exact, O(1); falls at once on delete (STORE 10).
     pub fn disk_usage(&self) -> u64 {
-        todo!()
+        let keyspace = self.stores.keyspace.stats();
+        self.stores.shards.stats().bytes + keyspace.bytes + keyspace.key_bytes
     }
 
-    /// When a key is gone by itself, in milliseconds since the Unix epoch; `None` for never.
+    /// When a key is gone by itself, in milliseconds since the Unix epoch; `None` for never, as for every block. `NotFound` where it is absent.
     pub fn expiration(&self, key: &Key) -> Result<Option<u64>> {
-        let _ = key;
-        todo!()
+        self.stores.check_open()?;
+        let expires_unix_ms = match key.block() {
+            Some(block) => self.stores.shards.size(&block)?.map(|_| 0),
+            None => self.stores.keyspace.meta(key)?.map(|meta| meta.expires_unix_ms),
+        };
+        match expires_unix_ms {
+            None => Err(Error::not_found()),
+            Some(0) => Ok(None),
+            Some(at) => Ok(Some(at)),
+        }
     }
 
-    /// Gives a key that is there a new time to live.
+    /// Gives a key that is there a new time to live; `NotFound` where it is absent, `Unsupported` for a block.
     pub fn submit_set_ttl(&self, key: &Key, ttl_ms: u64) -> Result<Ticket> {
-        let _ = (key, ttl_ms);
-        todo!()
+        self.stores.check_writable()?;
+        if key.block().is_some() {
+            return Err(no_ttl(key));
+        }
+        let expires_unix_ms = self.stores.keyspace.expiry(ttl_ms);
+        self.submit_changes(vec![Change::Expire { key: key.clone(), expires_unix_ms }])
+    }
+
+    /// Deletes keys that have expired, among the next `limit` keys of the keyspace; the next call goes on behind them. Expired keys are absent
+    /// at once; this gives back their space. Returns how many it deleted.
+    pub fn sweep_expired(&self, limit: usize) -> Result<u64> {
+        self.stores.check_writable()?;
+        self.stores.keyspace.sweep_expired(limit)
     }
 
     /// Cheap self-check: every store is open, unfenced and answers.
     pub fn check(&self) -> Result<()> {
-        todo!()
+        self.stores.check_open()?;
+        if let Some(err) = self.stores.shards.fenced() {
+            return Err(err);
+        }
+        let keyspace = self.stores.keyspace.store();
+        if let Some(err) = keyspace.fenced() {
+            return Err(err.context("the keyspace"));
+        }
+        for (id, shard) in self.stores.shards.iter().enumerate() {
+            shard.enumerate(None, 1).map_err(|err| err.context(format_args!("shard {id} does not answer")))?;
+        }
+        keyspace.scan(b"", None, 1, false).map_err(|err| err.context("the keyspace does not answer"))?;
+        Ok(())
     }
 
     /// Reads everything back; the error names how many keys are damaged and the first of them.
     pub fn scrub(&self) -> Result<()> {
-        todo!()
+        scrub::scrub(&self.stores)
     }
 
     /// Reclaims what pays now.
     pub fn collect_garbage(&self) -> Result<()> {
-        todo!()
+        self.stores.check_writable()?;
+        for (id, shard) in self.stores.shards.iter().enumerate() {
+            shard.store().reclaim().map_err(|err| err.context(format_args!("reclaim shard {id}")))?;
+        }
+        self.stores.keyspace.store().reclaim().map_err(|err| err.context("reclaim the keyspace"))?;
+        Ok(())
     }
 
     /// Gauges of each shard, in order, then of the keyspace.
     pub fn stats(&self) -> DatastoreStats {
-        todo!()
+        DatastoreStats { shards: self.stores.shards.stats_each(), keyspace: self.stores.keyspace.stats() }
     }
 
     /// The shards, for verify, import, export and status.
-    pub fn shards(&self) -> &basalt_sharding::ShardSet {
-        todo!()
+    pub fn shards(&self) -> &ShardSet {
+        &self.stores.shards
     }
 
-    /// Syncs and closes everything; later calls are `Closed`.
+    /// Syncs and closes everything; later calls are `Closed`. What was submitted before gets its outcome. Every store is closed, whatever another says; the first
+    /// failure is reported.
     pub fn close(&self) -> Result<()> {
-        todo!()
+        if self.stores.is_closed.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        if let Some(later) = &self.later {
+            later.stop();
+        }
+        // Blocks first: at a crash in between, metadata must not be ahead of them.
+        let shards = self.stores.shards.close();
+        let keyspace = self.stores.keyspace.store().close().map_err(|err| err.context("close the keyspace"));
+        shards.and(keyspace)
     }
+}
+
+impl Drop for Datastore {
+    fn drop(&mut self) {
+        if let Some(later) = &self.later {
+            later.stop();
+        }
+    }
+}
+
+fn no_ttl(key: &Key) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("{key} is a block, and blocks have no time to live; nothing was stored"))
 }
 
 /// Gauges of a datastore.
@@ -186,5 +497,3 @@ pub struct DatastoreStats {
     /// Of the keyspace.
     pub keyspace: basalt_blockstore::store::Stats,
 }
-
-fn _assert_used(_: &Path, _: &Error, _: &Multihash) {}

@@ -105,8 +105,60 @@ pub struct Stats {
 
 /// A write under way. Dropping it does not undo the write.
 #[must_use = "a write that nobody waits for may fail unnoticed"]
-pub struct Ticket {
-    outcome: Result<()>,
+pub struct Ticket(TicketState);
+
+enum TicketState {
+    Ready(Result<()>),
+    Pending(Arc<Outcome>),
+}
+
+type Callback = Box<dyn FnOnce(Result<()>) + Send>;
+
+#[derive(Default)]
+struct Outcome {
+    state: std::sync::Mutex<(Option<Result<()>>, Option<Callback>)>,
+    known: std::sync::Condvar,
+}
+
+impl Outcome {
+    fn set(&self, outcome: Result<()>) {
+        let mut state = self.state.lock().unwrap_or_else(|err| err.into_inner());
+        let callback = state.1.take();
+        state.0 = Some(outcome.clone());
+        drop(state);
+        self.known.notify_all();
+        if let Some(callback) = callback {
+            callback(outcome);
+        }
+    }
+}
+
+/// The other end of [`Ticket::pending`]. Dropped without an outcome, its ticket says `Unavailable`.
+#[must_use = "the ticket waits for it"]
+pub struct Completer(Option<Arc<Outcome>>);
+
+impl Completer {
+    /// Gives the ticket its outcome, from any thread; its callback runs here.
+    pub fn complete(mut self, outcome: Result<()>) {
+        if let Some(shared) = self.0.take() {
+            shared.set(outcome);
+        }
+    }
+}
+
+impl Drop for Completer {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.take() {
+            let message = "the write was given up before its outcome was known; look at the key";
+            shared.set(Err(crate::Error::new(crate::ErrorKind::Unavailable, message)));
+        }
+    }
+}
+
+impl fmt::Debug for Completer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Completer")
+    }
 }
 
 impl fmt::Debug for Ticket {
@@ -118,44 +170,98 @@ impl fmt::Debug for Ticket {
 impl Ticket {
     /// A ticket whose outcome is known already.
     pub fn ready(outcome: Result<()>) -> Ticket {
-        Ticket { outcome }
+        Ticket(TicketState::Ready(outcome))
+    }
+
+    /// A ticket for what another part completes.
+    pub fn pending() -> (Ticket, Completer) {
+        let shared = Arc::new(Outcome::default());
+        (Ticket(TicketState::Pending(shared.clone())), Completer(Some(shared)))
     }
 
     /// Waits for what the durability class promises; the caller may lead the flush itself. In process callers use this.
     pub fn wait(self) -> Result<()> {
-        self.outcome
+        match self.0 {
+            TicketState::Ready(outcome) => outcome,
+            TicketState::Pending(shared) => {
+                let mut state = shared.state.lock().unwrap_or_else(|err| err.into_inner());
+                loop {
+                    match state.0.take() {
+                        Some(outcome) => return outcome,
+                        None => state = shared.known.wait(state).unwrap_or_else(|err| err.into_inner()),
+                    }
+                }
+            }
+        }
     }
 
     /// Calls `done` once, from whichever thread learns the outcome (this one, if it is known already). No thread waits meanwhile.
     pub fn then(self, done: impl FnOnce(Result<()>) + Send + 'static) {
-        done(self.outcome);
+        match self.0 {
+            TicketState::Ready(outcome) => done(outcome),
+            TicketState::Pending(shared) => {
+                let mut state = shared.state.lock().unwrap_or_else(|err| err.into_inner());
+                match state.0.take() {
+                    None => state.1 = Some(Box::new(done)),
+                    Some(outcome) => {
+                        drop(state);
+                        done(outcome);
+                    }
+                }
+            }
+        }
     }
 
     /// One ticket for many: done when all are, failed with the first failure in order.
-    pub fn all(tickets: Vec<Ticket>) -> Ticket {
-        Ticket { outcome: tickets.into_iter().try_for_each(Ticket::wait) }
+    pub fn all(mut tickets: Vec<Ticket>) -> Ticket {
+        if tickets.len() == 1
+            && let Some(only) = tickets.pop()
+        {
+            return only;
+        }
+        let (ticket, completer) = Ticket::pending();
+        let count = tickets.len();
+        if count == 0 {
+            return Ticket::ready(Ok(()));
+        }
+        let shared = Arc::new(std::sync::Mutex::new((vec![Ok(()); count], count, Some(completer))));
+        for (place, part) in tickets.into_iter().enumerate() {
+            let shared = shared.clone();
+            part.then(move |outcome| {
+                let mut state = shared.lock().unwrap_or_else(|err| err.into_inner());
+                state.0[place] = outcome;
+                state.1 -= 1;
+                if state.1 == 0
+                    && let Some(completer) = state.2.take()
+                {
+                    let outcome = std::mem::take(&mut state.0).into_iter().collect();
+                    drop(state);
+                    completer.complete(outcome);
+                }
+            });
+        }
+        ticket
     }
 }
+
+type Map = std::collections::BTreeMap<Vec<u8>, (Vec<u8>, u64)>;
 
 /// A log with its index in one folder. INTERIM: a map in memory, so that the rooms above can be built while the log is.
 #[derive(Debug)]
 pub struct Store {
-    map: std::sync::Mutex<std::collections::BTreeMap<Vec<u8>, (Vec<u8>, u64)>>,
-}
-
-fn now_ms() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64)
+    map: std::sync::Mutex<Map>,
+    clock: Arc<dyn Clock>,
 }
 
 impl Store {
-    fn map(&self) -> std::sync::MutexGuard<'_, std::collections::BTreeMap<Vec<u8>, (Vec<u8>, u64)>> {
+    fn map(&self) -> std::sync::MutexGuard<'_, Map> {
         self.map.lock().unwrap_or_else(|err| err.into_inner())
     }
 
     /// Opens or creates the store in `dir`.
     pub fn open(dir: &Path, env: &Env, options: Options) -> Result<Store> {
-        let _ = (dir, env, options);
-        Ok(Store { map: Default::default() })
+        let _ = (dir, options);
+        Ok(Store { map: Default::default(), clock: env.clock.clone() })
     }
 
     /// Opens for reading only; see [`crate::Shard::open_read_only`].
@@ -192,8 +298,9 @@ impl Store {
     /// Reads a value into `buffer` (replaced); `NotFound` where the key is absent or has expired.
     pub fn get(&self, key: &[u8], buffer: &mut Vec<u8>) -> Result<Meta> {
         buffer.clear();
+        let now = self.clock.unix_ms();
         match self.map().get(key) {
-            Some((value, expires)) if *expires == 0 || *expires > now_ms() => {
+            Some((value, expires)) if *expires == 0 || *expires > now => {
                 buffer.extend_from_slice(value);
                 Ok(Meta { size: value.len() as u32, expires_unix_ms: *expires })
             }
@@ -213,7 +320,7 @@ impl Store {
 
     /// Up to `limit` keys in byte order that start with `prefix` and are above `after`; fewer only at the end.
     pub fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize, values: bool) -> Result<Vec<Found>> {
-        let now = now_ms();
+        let now = self.clock.unix_ms();
         Ok(self
             .map()
             .range(prefix.to_vec()..)
@@ -228,6 +335,17 @@ impl Store {
                 value: values.then(|| value.clone()),
             })
             .collect())
+    }
+
+    /// Looks at up to `limit` keys above `after` in byte order for those that have expired but still take space. What sweeps the keyspace.
+    pub fn scan_expired(&self, after: Option<&[u8]>, limit: usize) -> Result<Expired> {
+        let now = self.clock.unix_ms();
+        let map = self.map();
+        let page: Vec<_> =
+            map.iter().filter(|(key, _)| after.is_none_or(|after| key.as_slice() > after)).take(limit).collect();
+        let last = page.last().filter(|_| page.len() == limit).map(|(key, _)| key.to_vec());
+        let keys = page.iter().filter(|(_, (_, at))| *at != 0 && *at <= now).map(|(key, _)| key.to_vec()).collect();
+        Ok(Expired { keys, last })
     }
 
     /// Makes everything that was written before the call durable.
@@ -281,6 +399,15 @@ impl Store {
     pub fn close(&self) -> Result<()> {
         Ok(())
     }
+}
+
+/// What [`Store::scan_expired`] found.
+#[derive(Clone, Debug, Default)]
+pub struct Expired {
+    /// The last key that was looked at; `None` at the end.
+    pub last: Option<Vec<u8>>,
+    /// Keys that have expired and still take space.
+    pub keys: Vec<Vec<u8>>,
 }
 
 /// What [`Store::verify`] found.

@@ -1,0 +1,192 @@
+//! Which write waits for what, across the stores of a node (STORE 11 to 13).
+//!
+//! Two things wait: in `ordered`, a change of metadata for the blocks acknowledged before it (the barrier); in `relaxed`, the tombstone of
+//! a block for the metadata changed before it. A caller that waits anyway does both on its own thread. For callers that must not be held, one
+//! thread ([`Later`]) takes all that has come up meanwhile, waits once for all of it, and goes on.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use basalt_blockstore::{Error, Result};
+use basalt_sharding::ShardSet;
+
+use crate::Stores;
+
+/// Makes all blocks acknowledged before the call durable, with one flush of the dirty shards for all callers that wait at the time.
+#[derive(Debug, Default)]
+pub(crate) struct Barrier {
+    rounds: Mutex<Rounds>,
+    ended: Condvar,
+}
+
+#[derive(Debug)]
+struct Rounds {
+    /// Rounds that have begun, and of those the ones that have ended: the same, or one less.
+    begun: u64,
+    ended: u64,
+    /// What the last round that ended said.
+    outcome: Result<()>,
+}
+
+impl Default for Rounds {
+    fn default() -> Rounds {
+        Rounds { begun: 0, ended: 0, outcome: Ok(()) }
+    }
+}
+
+impl Barrier {
+    /// Waits for a round that begins after this call; leads it, if nobody does.
+    pub(crate) fn pass(&self, shards: &ShardSet) -> Result<()> {
+        if !shards.is_dirty() {
+            return Ok(());
+        }
+        let mut rounds = self.lock();
+        // One that is under way may have begun before the caller's blocks were written.
+        let awaited = rounds.begun + 1;
+        loop {
+            if rounds.ended >= awaited {
+                // Where a later round has ended too, its word holds as well: a flush covers all before it.
+                return rounds.outcome.clone();
+            }
+            if rounds.begun == rounds.ended {
+                rounds.begun += 1;
+                drop(rounds);
+                let outcome = shards.sync();
+                rounds = self.lock();
+                rounds.ended = rounds.begun;
+                rounds.outcome = outcome;
+                self.ended.notify_all();
+            } else {
+                rounds = self.ended.wait(rounds).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rounds> {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a job waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// All blocks acknowledged so far are durable.
+    Blocks,
+    /// All metadata changed so far is durable.
+    Metadata,
+}
+
+type Run = Box<dyn FnOnce(&Stores, Result<()>) + Send>;
+
+/// What runs once its need is met, or has failed.
+pub(crate) struct Job {
+    pub(crate) need: Need,
+    /// Bytes that it holds meanwhile.
+    pub(crate) bytes: usize,
+    pub(crate) run: Run,
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Job({:?}, {} bytes)", self.need, self.bytes)
+    }
+}
+
+/// The thread that runs jobs, in the order in which they came.
+#[derive(Debug)]
+pub(crate) struct Later {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    /// Jobs that have come and not yet run.
+    waiting: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    jobs: Vec<Job>,
+    bytes: usize,
+    stopped: bool,
+}
+
+impl Later {
+    pub(crate) fn start(stores: Arc<Stores>) -> Result<Later> {
+        let shared = Arc::new(Shared::default());
+        let of_thread = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("basalt-order".into())
+            .spawn(move || of_thread.run(&stores))
+            .map_err(|err| Error::io("start the thread that orders metadata behind blocks", err))?;
+        Ok(Later { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Whether nothing waits, so that a change whose need is met may go at once and overtakes none.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.shared.waiting.load(Ordering::SeqCst) == 0
+    }
+
+    /// Takes a job, unless more than `bytes_max` wait already or the thread has stopped: then the caller has it back, and waits itself.
+    pub(crate) fn push(&self, job: Job, bytes_max: usize) -> std::result::Result<(), Job> {
+        let mut queue = self.shared.lock();
+        if queue.stopped || queue.bytes.saturating_add(job.bytes) > bytes_max {
+            return Err(job);
+        }
+        queue.bytes += job.bytes;
+        queue.jobs.push(job);
+        self.shared.waiting.fetch_add(1, Ordering::SeqCst);
+        drop(queue);
+        self.shared.changed.notify_one();
+        Ok(())
+    }
+
+    /// Runs what waits, takes no more, and returns when the thread has ended.
+    pub(crate) fn stop(&self) {
+        self.shared.lock().stopped = true;
+        self.shared.changed.notify_one();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that orders metadata behind blocks has panicked");
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self, stores: &Stores) {
+        loop {
+            let mut queue = self.lock();
+            while queue.jobs.is_empty() {
+                if queue.stopped {
+                    return;
+                }
+                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+            let jobs = std::mem::take(&mut queue.jobs);
+            queue.bytes = 0;
+            drop(queue);
+            let needs = |need| jobs.iter().any(|job| job.need == need);
+            let blocks = if needs(Need::Blocks) { stores.barrier.pass(&stores.shards) } else { Ok(()) };
+            let metadata = if needs(Need::Metadata) { stores.keyspace.flush() } else { Ok(()) };
+            for job in jobs {
+                (job.run)(stores, if job.need == Need::Blocks { blocks.clone() } else { metadata.clone() });
+                self.waiting.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+}
