@@ -2,12 +2,13 @@
 //
 // The agent it starts opens no TCP port, serves until nobody has been connected for a while, and is not a child to be waited for:
 // it has a session of its own and outlives the command that started it. Two processes that need one at once get the same: starting
-// has its own lock, held until the socket answers. An agent that is there is used, and never stopped.
+// has its own lock (NODE/starting.lock), held until a socket answers. An agent that is there is used, and never stopped.
 package autostart
 
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,15 +28,14 @@ const BinaryEnv = "BASALT_BIN"
 
 const (
 	poll        = 5 * time.Millisecond
-	successor   = 3 * time.Second // how long after our agent failed another owner's socket may still appear
-	logMaxBytes = 1 << 20         // a log beyond this is begun anew
+	logMaxBytes = 1 << 20 // a log beyond this is begun anew
 	tailBytes   = 2 << 10
 )
 
 // Agent says which agent to start.
 type Agent struct {
-	Node   string // the node's folder, absolute
-	Socket string // its data socket
+	Node    string   // the node's folder, absolute
+	Sockets []string // where its data socket may come to be
 }
 
 // Binary finds `basalt`: $BASALT_BIN, then beside this executable, then in PATH.
@@ -44,7 +44,7 @@ func Binary() (string, error) {
 		if _, err := exec.LookPath(bin); err != nil {
 			return "", fmt.Errorf("basalt: %s names %s, which can't be run: %w", BinaryEnv, bin, err)
 		}
-		return bin, nil
+		return filepath.Abs(bin)
 	}
 	beside := ""
 	if self, err := os.Executable(); err == nil {
@@ -63,43 +63,95 @@ func Binary() (string, error) {
 	return filepath.Abs(bin)
 }
 
-// Start returns once the node's socket answers: at once if somebody serves it, else after starting an agent.
+// NodeID reads which node a folder is; os.ErrNotExist where it is none (yet).
+func NodeID(node string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(node, "node.json"))
+	if err != nil {
+		return "", err
+	}
+	var file struct {
+		NodeID string `json:"node_id"`
+	}
+	if err := json.Unmarshal(text, &file); err != nil {
+		return "", fmt.Errorf("basalt: %s does not read as a node's: %w", filepath.Join(node, "node.json"), err)
+	}
+	return file.NodeID, nil
+}
+
+// Start returns once one of the node's sockets answers: at once if somebody serves it, else after starting an agent.
 func (a Agent) Start(ctx context.Context) error {
 	if a.answers() {
 		return nil
 	}
-	if _, err := os.Stat(a.Node); err != nil {
-		return fmt.Errorf("basalt: the node's folder %s is not there (%w). Is its file system mounted?", a.Node, err)
-	}
-	dir := filepath.Dir(a.Socket)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("basalt: can't make %s for the agent's sockets: %w", dir, err)
-	}
-	lock, err := takeLock(ctx, filepath.Join(dir, "start.lock"))
+	starting, err := takeLock(ctx, filepath.Join(a.Node, "starting.lock"))
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
-	if a.answers() {
-		return nil
+	defer starting.Close()
+	for {
+		// An owner that doesn't serve is closing (then it is our turn when it has let go) or opening (then its socket will answer).
+		if err := a.waitForOwner(ctx); err != nil || a.answers() {
+			return err
+		}
+		err := a.spawn(ctx)
+		if err == nil || ctx.Err() != nil || owner(a.Node) == "" {
+			return err
+		}
+		// Another owner was faster than ours.
 	}
-	return a.spawn(ctx, dir)
 }
 
 func (a Agent) answers() bool {
-	conn, err := net.Dial("unix", a.Socket)
-	if err != nil {
-		return false
+	for _, socket := range a.Sockets {
+		if conn, err := net.Dial("unix", socket); err == nil {
+			conn.Close()
+			return true
+		}
 	}
-	conn.Close()
-	return true
+	return false
+}
+
+// waitForOwner returns when a socket answers, or nobody has the node open.
+func (a Agent) waitForOwner(ctx context.Context) error {
+	for {
+		if a.answers() {
+			return nil
+		}
+		who := owner(a.Node)
+		if who == "" {
+			return nil
+		}
+		select {
+		case <-time.After(poll):
+		case <-ctx.Done():
+			return fmt.Errorf("basalt: node %s is open in another process (%s), which does not serve %s: %w", a.Node, who, a.Sockets[0], ctx.Err())
+		}
+	}
+}
+
+// owner says who has the node open, "" for nobody. A moment later it may be otherwise.
+func owner(node string) string {
+	f, err := os.Open(filepath.Join(node, "lock"))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil {
+		return ""
+	}
+	text := make([]byte, 256)
+	n, _ := f.Read(text)
+	if who := strings.Join(strings.Fields(string(text[:n])), " "); who != "" {
+		return who
+	}
+	return "it has not said who it is"
 }
 
 // takeLock waits for an exclusive lock on a file; closing the file lets go of it.
 func takeLock(ctx context.Context, path string) (io.Closer, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o640)
 	if err != nil {
-		return nil, fmt.Errorf("basalt: the lock for starting an agent: %w", err)
+		return nil, fmt.Errorf("basalt: the lock for starting an agent: %w. Is the node an operator's? Then start its agent, and set \"autostart\": false", err)
 	}
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
@@ -119,13 +171,12 @@ func takeLock(ctx context.Context, path string) (io.Closer, error) {
 	}
 }
 
-func (a Agent) spawn(ctx context.Context, dir string) error {
+func (a Agent) spawn(ctx context.Context) error {
 	bin, err := Binary()
 	if err != nil {
 		return err
 	}
-	logPath := filepath.Join(dir, "agent.log")
-	logFile, begin := openLog(logPath)
+	logPath, logFile, begin := a.openLog()
 	if logFile != nil {
 		defer logFile.Close()
 	}
@@ -141,8 +192,6 @@ func (a Agent) spawn(ctx context.Context, dir string) error {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }() // no zombie while this process lives
 
-	var failure error
-	gone := (<-chan time.Time)(nil)
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
 	for {
@@ -155,32 +204,32 @@ func (a Agent) spawn(ctx context.Context, dir string) error {
 			if err == nil {
 				err = errors.New("it ended without an error")
 			}
-			failure = fmt.Errorf("basalt: the agent `%s` ended before it served %s: %w%s", strings.Join(cmd.Args, " "), a.Socket, err, tail(logPath, begin))
-			gone = time.After(successor) // another owner may have been faster
-			ended = nil
-		case <-gone:
-			return failure
+			return fmt.Errorf("basalt: the agent `%s` ended before it served %s: %w%s", strings.Join(cmd.Args, " "), a.Sockets[0], err, tail(logPath, begin))
 		case <-ctx.Done():
-			return fmt.Errorf("basalt: the agent (pid %d) has started but does not serve %s yet: it may be recovering. See %s, and try again%s",
-				cmd.Process.Pid, a.Socket, logPath, tail(logPath, begin))
+			return fmt.Errorf("basalt: the agent (pid %d) has started but does not serve %s yet; it may be recovering. Look at %s, and try again%s",
+				cmd.Process.Pid, a.Sockets[0], logPath, tail(logPath, begin))
 		}
 	}
 }
 
-// openLog opens the agent's log for appending and says where this run's part begins; nil where it can't be written.
-func openLog(path string) (*os.File, int64) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, 0
+// openLog opens the agent's log, beside a socket, for appending, and says where this run's part begins; nil where it can't be written.
+func (a Agent) openLog() (path string, f *os.File, begin int64) {
+	for _, socket := range a.Sockets {
+		path = filepath.Join(filepath.Dir(socket), "agent.log")
+		if os.MkdirAll(filepath.Dir(path), 0o750) != nil {
+			continue
+		}
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if err != nil {
+			continue
+		}
+		st, err := f.Stat()
+		if err != nil || st.Size() > logMaxBytes && f.Truncate(0) == nil {
+			return path, f, 0
+		}
+		return path, f, st.Size()
 	}
-	st, err := f.Stat()
-	if err != nil {
-		return f, 0
-	}
-	if st.Size() > logMaxBytes && f.Truncate(0) == nil {
-		return f, 0
-	}
-	return f, st.Size()
+	return path, nil, 0
 }
 
 // tail is the end of this run's log, for an error message.

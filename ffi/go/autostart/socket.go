@@ -1,56 +1,36 @@
 package autostart
 
-// Where a node's sockets are. The same rule as the node's own (node/src/layout.rs): keep both in step.
+// Where a node's data socket is, for whoever looks for it. The same rule as the node's own (node/src/sockets.rs): keep both in step.
 
 import (
 	"fmt"
 	"os"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
 )
 
-// socketPathMax is the size of sun_path on Linux less its final zero, unix(7).
+// socketPathMax is the size of sun_path on Linux less its final NUL, unix(7).
 const socketPathMax = 107
 
-// DataSocket returns the path of the data socket of the node in folder `node` (absolute) with this id: NODE/run/data.sock, or
-// $XDG_RUNTIME_DIR/basalt/ID/data.sock where the former is too long for a socket or on a read-only file system.
-func DataSocket(node, id string) (string, error) {
+// DataSockets returns where the data socket of a node may be, in the order in which to look: NODE/run/data.sock; then, for a node
+// whose path is too long for a socket or can't be written, $XDG_RUNTIME_DIR/basalt/ID/data.sock (without that variable
+// /run/user/UID/...). `node` is absolute.
+func DataSockets(node, id string) ([]string, error) {
+	runtime := os.Getenv("XDG_RUNTIME_DIR")
+	if runtime == "" {
+		runtime = fmt.Sprintf("/run/user/%d", os.Geteuid())
+	}
 	inside := filepath.Join(node, "run", "data.sock")
-	tooLong := len(inside) > socketPathMax
-	if !tooLong && !readOnly(node) {
-		return inside, nil
-	}
-	if !tooLong {
-		if _, err := os.Stat(inside); err == nil {
-			return inside, nil
+	outside := filepath.Join(runtime, "basalt", id, "data.sock")
+	var fit []string
+	for _, path := range []string{inside, outside} {
+		if len(path) <= socketPathMax {
+			fit = append(fit, path)
 		}
 	}
-	why := "is on a read-only file system"
-	if tooLong {
-		why = fmt.Sprintf("has %d bytes, a socket's path may have %d", len(inside), socketPathMax)
+	if len(fit) == 0 {
+		return nil, fmt.Errorf("basalt: no place for the socket of node %s: %s has %d bytes and %s %d, a socket's path may have %d. "+
+			"Set [sockets] data_path in the node's basalt.toml and the same as \"socket\" in Datastore.Spec, or XDG_RUNTIME_DIR to a shorter path",
+			id, inside, len(inside), outside, len(outside), socketPathMax)
 	}
-	base := os.Getenv("XDG_RUNTIME_DIR")
-	if base == "" {
-		return "", fmt.Errorf("basalt: %s %s, and XDG_RUNTIME_DIR is not set. Set it to a folder of yours, give the agent and "+
-			"Datastore.Spec a \"socket\", or move the node to a shorter path", inside, why)
-	}
-	return filepath.Join(base, "basalt", id, "data.sock"), nil
-}
-
-// readOnly says whether a folder, or the nearest one above it that exists, is on a read-only file system. Permission doesn't
-// count: an operator's agent runs under its own uid, and its folder is not ours to write.
-func readOnly(folder string) bool {
-	for {
-		var st unix.Statfs_t
-		err := unix.Statfs(folder, &st)
-		if err == nil {
-			return st.Flags&unix.ST_RDONLY != 0
-		}
-		parent := filepath.Dir(folder)
-		if parent == folder {
-			return false
-		}
-		folder = parent
-	}
+	return fit, nil
 }

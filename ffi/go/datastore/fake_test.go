@@ -96,7 +96,7 @@ func (f *fake) count(method string) int {
 }
 
 func (f *fake) config() datastore.Config {
-	return datastore.Config{Socket: f.socket, NodeID: f.id, Role: "root", Client: "test"}
+	return datastore.Config{Sockets: []string{f.socket}, NodeID: f.id, Role: "root", Client: "test"}
 }
 
 func (f *fake) open(change ...func(*datastore.Config)) *datastore.Datastore {

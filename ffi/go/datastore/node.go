@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,8 +33,8 @@ import (
 
 // Config says how to reach a node.
 type Config struct {
-	// Socket is the path of the node's data socket.
-	Socket string
+	// Sockets is where the node's data socket may be, in the order in which to look.
+	Sockets []string
 	// NodeID is the id that the node must have; another one is refused by name. Empty: any.
 	NodeID string
 	// NodePath is the node's folder, for error messages; may be empty.
@@ -122,7 +123,7 @@ func connect(ctx context.Context, cfg Config) (*Node, error) {
 	if cfg.Connections <= 0 {
 		cfg.Connections = min(connectionsMax, runtime.NumCPU())
 	}
-	name := cfg.Socket + "\x00" + cfg.NodeID
+	name := strings.Join(append(slices.Clone(cfg.Sockets), cfg.NodeID), "\x00")
 	pool.Lock()
 	n := pool.nodes[name]
 	if n == nil {
@@ -265,7 +266,7 @@ func (n *Node) try(ctx context.Context, op, key string, f func(context.Context, 
 		}
 		if since.IsZero() {
 			since = time.Now()
-			slog.Warn("basalt: the agent is away; trying again", "socket", n.cfg.Socket, "op", op, "error", err)
+			slog.Warn("basalt: the agent is away; trying again", "socket", n.socket(), "op", op, "error", err)
 		}
 		wait := backoff/2 + mathrand.N(backoff)
 		if time.Since(since)+wait > n.cfg.Retry {
@@ -283,7 +284,7 @@ func (n *Node) try(ctx context.Context, op, key string, f func(context.Context, 
 // away is the error for a node that nobody serves.
 func (n *Node) away(op, key string, tried time.Duration, cause error) error {
 	var s strings.Builder
-	fmt.Fprintf(&s, "no agent answers on %s", n.cfg.Socket)
+	fmt.Fprintf(&s, "no agent answers on %s", n.socket())
 	if tried > 0 {
 		fmt.Fprintf(&s, " (tried for %s)", tried.Round(100*time.Millisecond))
 	}
@@ -375,12 +376,12 @@ func (n *Node) run(sl *slot, at *attempt) {
 }
 
 func (n *Node) connectOnce(ctx context.Context) (*session, error) {
-	conn, err := dial(ctx, n.cfg.Socket)
+	conn, err := n.dial(ctx)
 	if absent(err) && n.cfg.Start != nil {
 		if err := n.cfg.Start(ctx); err != nil {
 			return nil, startFailed{err}
 		}
-		conn, err = dial(ctx, n.cfg.Socket)
+		conn, err = n.dial(ctx)
 	}
 	if errors.Is(err, fs.ErrPermission) {
 		return nil, &Error{Refused, "connect", "", fmt.Sprintf(
@@ -392,24 +393,33 @@ func (n *Node) connectOnce(ctx context.Context) (*session, error) {
 	return n.greet(ctx, conn)
 }
 
-func dial(ctx context.Context, socket string) (net.Conn, error) {
-	var d net.Dialer
-	return d.DialContext(ctx, "unix", socket)
+// dial connects to the first socket that somebody serves; where there is none, the error is about the usual place.
+func (n *Node) dial(ctx context.Context) (net.Conn, error) {
+	err := fmt.Errorf("no path for a socket: %w", os.ErrNotExist)
+	for i, socket := range n.cfg.Sockets {
+		var d net.Dialer
+		conn, dialErr := d.DialContext(ctx, "unix", socket)
+		if dialErr == nil {
+			return conn, nil
+		}
+		if i == 0 || !absent(dialErr) {
+			err = dialErr
+		}
+	}
+	return nil, err
+}
+
+// socket is the usual place of the node's socket, for messages.
+func (n *Node) socket() string {
+	if len(n.cfg.Sockets) == 0 {
+		return "?"
+	}
+	return n.cfg.Sockets[0]
 }
 
 // absent says whether a failed dial means that nobody serves the socket.
 func absent(err error) bool {
 	return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
-}
-
-// Answers says whether somebody accepts connections on a socket now.
-func Answers(socket string) bool {
-	conn, err := net.DialTimeout("unix", socket, handshakeMax)
-	if err != nil {
-		return false
-	}
-	conn.Close()
-	return true
 }
 
 // watched is a connection that remembers that it failed, so that an error seen above it can be told from an answer.
@@ -484,7 +494,7 @@ func (n *Node) greet(ctx context.Context, conn net.Conn) (*session, error) {
 	if err != nil {
 		s.close()
 		if status.Code(err) == codes.FailedPrecondition || status.Code(err) == codes.PermissionDenied {
-			return nil, &Error{Refused, "handshake", "", fmt.Sprintf("the agent on %s refuses: %s", n.cfg.Socket, status.Convert(err).Message())}
+			return nil, &Error{Refused, "handshake", "", fmt.Sprintf("the agent on %s refuses: %s", n.socket(), status.Convert(err).Message())}
 		}
 		return nil, fmt.Errorf("handshake: %s", status.Convert(err).Message())
 	}
@@ -492,7 +502,7 @@ func (n *Node) greet(ctx context.Context, conn net.Conn) (*session, error) {
 		s.close()
 		return nil, &Error{Refused, "handshake", "", fmt.Sprintf(
 			"the agent on %s serves node %s, but this repo belongs to node %s. Point \"path\" in Datastore.Spec at the folder of node %s",
-			n.cfg.Socket, got, want, want)}
+			n.socket(), got, want, want)}
 	}
 	return s, nil
 }

@@ -64,7 +64,7 @@ func TestAnAgentThatStaysAwayIsNamedWithSocketAndRemedy(t *testing.T) {
 
 func TestOpenWithNobodyServingSaysSoAtOnce(t *testing.T) {
 	began := time.Now()
-	_, err := datastore.Open(t.Context(), datastore.Config{Socket: t.TempDir() + "/data.sock", Role: "root"})
+	_, err := datastore.Open(t.Context(), datastore.Config{Sockets: []string{t.TempDir() + "/data.sock"}, Role: "root"})
 	if !errors.Is(err, datastore.ErrAway) || time.Since(began) > 5*time.Second {
 		t.Fatalf("after %s: %v", time.Since(began), err)
 	}

@@ -64,7 +64,7 @@ type spec struct {
 var (
 	known  = []string{"type", "role", "node", "path", "socket", "lane", "autostart", "retry_seconds", "mountpoint"}
 	roles  = map[string]string{"root": "/", "blocks": "/blocks", "pins": "/pins"}
-	nodeID = regexp.MustCompile(`^[0-9A-Za-z_-]{4,64}$`)
+	nodeID = regexp.MustCompile(`^[0-9a-f]{32}$`)
 )
 
 const retryMaxSeconds = 3600
@@ -125,7 +125,7 @@ func parse(params map[string]any) (fsrepo.DatastoreConfig, error) {
 	case c.node == "":
 		complain("\"node\" is missing: the node's id, which `basalt status` shows and `ipfs init --profile=basalt` makes up")
 	case !nodeID.MatchString(c.node):
-		complain("%q is no node id", c.node)
+		complain("%q is no node id: 32 hex digits in lower case", c.node)
 	}
 	if !slices.Contains([]string{"auto", "grpc", "ffi"}, c.lane) {
 		complain("unknown lane %q: it is auto, grpc or ffi", c.lane)
@@ -162,7 +162,7 @@ func (c *spec) Create(base string) (repo.Datastore, error) {
 	if err != nil {
 		return nil, err
 	}
-	if durability, minted := profile.Minted(c.node); minted && empty(path) {
+	if durability, minted := profile.Minted(c.node); minted && !c.there(path) {
 		if err := autostart.Init(context.Background(), path, c.node, durability); err != nil {
 			return nil, err
 		}
@@ -170,17 +170,18 @@ func (c *spec) Create(base string) (repo.Datastore, error) {
 	if Native != nil && c.lane != "grpc" {
 		return Native(path, c.node, c.role)
 	}
-	socket := ""
+	var sockets []string
 	if c.socket != "" {
-		socket, err = c.resolve(base, c.socket)
-	} else {
-		socket, err = autostart.DataSocket(path, c.node)
-	}
-	if err != nil {
+		socket, err := c.resolve(base, c.socket)
+		if err != nil {
+			return nil, err
+		}
+		sockets = []string{socket}
+	} else if sockets, err = autostart.DataSockets(path, c.node); err != nil {
 		return nil, err
 	}
 	cfg := datastore.Config{
-		Socket:   socket,
+		Sockets:  sockets,
 		NodeID:   c.node,
 		NodePath: path,
 		Role:     c.role,
@@ -189,12 +190,16 @@ func (c *spec) Create(base string) (repo.Datastore, error) {
 	}
 	if c.autostart {
 		cfg.Start = func(ctx context.Context) error {
-			if empty(path) {
-				return fmt.Errorf("basalt: this repo's data is in node %s in %s, but there is none. Is its file system mounted? "+
+			if !c.there(path) {
+				return fmt.Errorf("basalt: this repo's data is in node %s in %s, but no node is there. Is its file system mounted? "+
 					"Did the folder move (then set \"path\" in Datastore.Spec)? Only if the repo is new and holds nothing yet, make it: "+
 					"basalt init --node-id %s %s", c.node, path, c.node, path)
 			}
-			return autostart.Agent{Node: path, Socket: socket}.Start(ctx)
+			if id, err := autostart.NodeID(path); err == nil && id != c.node {
+				return &datastore.Error{Kind: datastore.Refused, Op: "open", Message: fmt.Sprintf(
+					"%s is node %s, but this repo belongs to node %s. Point \"path\" in Datastore.Spec at the folder of node %s", path, id, c.node, c.node)}
+			}
+			return autostart.Agent{Node: path, Sockets: sockets}.Start(ctx)
 		}
 	}
 	return datastore.Open(context.Background(), cfg)
@@ -207,17 +212,17 @@ func (c *spec) resolve(base, path string) (string, error) {
 	return filepath.Abs(path)
 }
 
-// empty says whether a folder is not there or has nothing in it.
-func empty(path string) bool {
-	entries, err := os.ReadDir(path)
-	return errors.Is(err, os.ErrNotExist) || err == nil && len(entries) == 0
+// there says whether a folder is a node; one that we may not read may be.
+func (c *spec) there(path string) bool {
+	_, err := autostart.NodeID(path)
+	return !errors.Is(err, os.ErrNotExist)
 }
 
 // keystore opens what Kubo wants for its provider keystore. Kubo takes the Spec that is mounted at / for it, puts an absolute path
 // in, creates with no base, one or two at a time, and removes their folders whenever it likes: a small store of its own, never the
 // node.
 func keystore(path string) (repo.Datastore, error) {
-	if _, err := os.Stat(filepath.Join(path, "run")); err == nil {
+	if _, err := autostart.NodeID(path); err == nil {
 		return nil, fmt.Errorf("basalt: %s is a node; it is opened with the repo's folder as base, not as a side store", path)
 	}
 	return levelds.NewDatastore(path, nil)
