@@ -30,22 +30,25 @@ struct Rounds {
     /// Rounds that have begun, and of those the ones that have ended: the same, or one less.
     begun: u64,
     ended: u64,
+    /// Callers that wait for a round of another.
+    waiting: usize,
     /// What the last round that ended said.
     outcome: Result<()>,
 }
 
 impl Default for Rounds {
     fn default() -> Rounds {
-        Rounds { begun: 0, ended: 0, outcome: Ok(()) }
+        Rounds { begun: 0, ended: 0, waiting: 0, outcome: Ok(()) }
     }
 }
 
 impl Barrier {
     /// Waits for a round that begins after this call; leads it, if nobody does.
     pub(crate) fn pass(&self, shards: &ShardSet) -> Result<()> {
-        if !shards.is_dirty() {
-            return Ok(());
-        }
+        if shards.is_dirty() { self.next_round(|| shards.sync()) } else { Ok(()) }
+    }
+
+    fn next_round(&self, flush: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut rounds = self.lock();
         // One that is under way may have begun before the caller's blocks were written.
         let awaited = rounds.begun + 1;
@@ -57,13 +60,16 @@ impl Barrier {
             if rounds.begun == rounds.ended {
                 rounds.begun += 1;
                 drop(rounds);
-                let outcome = shards.sync();
+                let outcome = flush();
                 rounds = self.lock();
                 rounds.ended = rounds.begun;
-                rounds.outcome = outcome;
+                rounds.outcome = outcome.clone();
                 self.ended.notify_all();
+                return outcome;
             } else {
+                rounds.waiting += 1;
                 rounds = self.ended.wait(rounds).unwrap_or_else(PoisonError::into_inner);
+                rounds.waiting -= 1;
             }
         }
     }
@@ -188,5 +194,77 @@ impl Shared {
                 self.waiting.fetch_sub(1, Ordering::SeqCst);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+            mpsc,
+        },
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use basalt_blockstore::{Error, ErrorKind};
+
+    use super::Barrier;
+
+    /// Starts a leader whose flush lasts until the gate is opened; returns when that flush has begun.
+    fn hold_round(barrier: &Arc<Barrier>) -> (mpsc::Sender<()>, thread::JoinHandle<()>) {
+        let (begun, has_begun) = mpsc::channel();
+        let (open_gate, gate) = mpsc::channel();
+        let barrier = barrier.clone();
+        let leader = thread::spawn(move || {
+            let flush = || {
+                begun.send(()).unwrap();
+                gate.recv().unwrap();
+                Ok(())
+            };
+            barrier.next_round(flush).unwrap();
+        });
+        has_begun.recv().unwrap();
+        (open_gate, leader)
+    }
+
+    #[test]
+    fn one_flush_serves_all_that_wait_and_none_is_served_by_one_that_began_before_it() {
+        let barrier = Arc::new(Barrier::default());
+        let (open_gate, leader) = hold_round(&barrier);
+        let flushes = Arc::new(AtomicUsize::new(0));
+        let waiters: Vec<_> = (0..8)
+            .map(|_| {
+                let (barrier, flushes) = (barrier.clone(), flushes.clone());
+                thread::spawn(move || {
+                    barrier.next_round(|| {
+                        flushes.fetch_add(1, Ordering::SeqCst);
+                        Ok(())
+                    })
+                })
+            })
+            .collect();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while barrier.lock().waiting < 8 {
+            assert!(Instant::now() < deadline, "not all came to wait");
+            thread::yield_now();
+        }
+        // Nobody can have flushed or returned while the first round lasts.
+        assert_eq!(flushes.load(Ordering::SeqCst), 0);
+        assert!(waiters.iter().all(|waiter| !waiter.is_finished()));
+        open_gate.send(()).unwrap();
+        leader.join().unwrap();
+        waiters.into_iter().for_each(|waiter| waiter.join().unwrap().unwrap());
+        assert_eq!(flushes.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_flush_that_fails_is_told_to_all_that_waited_for_it_and_not_to_later_ones() {
+        let barrier = Barrier::default();
+        let failing = || Err(Error::new(ErrorKind::Unavailable, "fenced"));
+        assert_eq!(barrier.next_round(failing).unwrap_err().kind(), ErrorKind::Unavailable);
+        barrier.next_round(|| Ok(())).unwrap();
     }
 }
