@@ -11,8 +11,8 @@ use std::{
     },
 };
 
-use basalt_blockstore::{Durability, Error, Multihash, Options as StoreOptions, store::Env};
-pub use basalt_blockstore::{ErrorKind, Result, store::Ticket};
+use basalt_blockstore::{Durability, Multihash, Options as StoreOptions, store::Env};
+pub use basalt_blockstore::{Error, ErrorKind, Result, store::Ticket};
 use basalt_sharding::ShardSet;
 
 mod batch;
@@ -459,6 +459,11 @@ impl Datastore {
     /// The shards, for verify, import, export and status.
     pub fn shards(&self) -> &ShardSet {
         &self.stores.shards
+    }
+
+    /// The store of the keyspace, for verify and status; write through the methods above.
+    pub fn keyspace(&self) -> &basalt_blockstore::Store {
+        self.stores.keyspace.store()
     }
 
     /// Syncs and closes everything; later calls are `Closed`. What was submitted before gets its outcome. Every store is closed, whatever another says; the first

@@ -1,0 +1,355 @@
+//! The admin service: what an operator, the CLI and another owner may ask of a node.
+
+use std::sync::Arc;
+
+use basalt_blockstore::{Digest, Error, ErrorKind, Multihash, Result as StoreResult, store::Store, verify_digest};
+use basalt_datastore::{BatchOp, Datastore, Key};
+use basalt_proto::v1::{self, admin_server, verify_progress::Damage};
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    CHUNK_BYTES, blocking, settled,
+    status::status,
+    stream::{self, Answers, Sink},
+};
+use crate::{clients::Client, node::Node};
+
+/// Keys that a step of a verification reads, so that it reports now and then.
+const VERIFY_KEYS: usize = 256;
+/// Keys that a step of an export looks up.
+const EXPORT_KEYS: usize = 8192;
+/// Verifications and exports that run at a time: each keeps a disk busy.
+const STREAMS_MAX: usize = 4;
+
+/// The admin service of one node.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    node: Arc<Node>,
+    streams: Arc<Semaphore>,
+}
+
+impl Admin {
+    pub(crate) fn new(node: Arc<Node>) -> Admin {
+        Admin { node, streams: Arc::new(Semaphore::new(STREAMS_MAX)) }
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl admin_server::Admin for Admin {
+    async fn status(self: Arc<Self>, _: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
+        let node = self.node.clone();
+        // Asking for free space can hang on a suspended pool.
+        Ok(Response::new(blocking(move || Ok(node.status())).await?))
+    }
+
+    type VerifyStream = Answers<v1::VerifyProgress>;
+
+    async fn verify(self: Arc<Self>, request: Request<v1::VerifyRequest>) -> Answer<Self::VerifyStream> {
+        let hash = request.get_ref().hash;
+        let datastore = self.node.datastore().clone();
+        Ok(Response::new(stream::produce(&self.streams, move |sink| verify(&datastore, hash, sink)).await?))
+    }
+
+    async fn flush(self: Arc<Self>, _: Request<v1::FlushRequest>) -> Answer<v1::FlushResponse> {
+        let root = Key::new("/").map_err(status)?;
+        settled(self.node.datastore().submit_sync(&root)).await?;
+        Ok(Response::new(v1::FlushResponse {}))
+    }
+
+    async fn reclaim(self: Arc<Self>, _: Request<v1::ReclaimRequest>) -> Answer<v1::ReclaimResponse> {
+        let node = self.node.clone();
+        let (before, after) = blocking(move || {
+            let before = node.allocated();
+            node.datastore().collect_garbage()?;
+            Ok((before, node.allocated()))
+        })
+        .await?;
+        Ok(Response::new(v1::ReclaimResponse {
+            freed_bytes: before.bytes.saturating_sub(after.bytes),
+            segments: before.segments.saturating_sub(after.segments),
+        }))
+    }
+
+    async fn hand_over(self: Arc<Self>, request: Request<v1::HandOverRequest>) -> Answer<v1::HandOverResponse> {
+        let request = request.into_inner();
+        let node = &self.node;
+        if !node.host().hands_over() && !request.force {
+            return Err(status(Error::new(
+                ErrorKind::Locked,
+                format!(
+                    "node {} is hosted by {} (pid {}), which was not started on demand: stop it yourself, or ask with force",
+                    node.path().display(),
+                    node.host(),
+                    std::process::id()
+                ),
+            )));
+        }
+        let by = if request.by.is_empty() { "an unnamed process".to_owned() } else { request.by };
+        tracing::info!(by, "handing the node over");
+        node.request_hand_over(by);
+        Ok(Response::new(v1::HandOverResponse {}))
+    }
+
+    async fn import_blocks(
+        self: Arc<Self>,
+        request: Request<Streaming<v1::ImportBlocksRequest>>,
+    ) -> Answer<v1::ImportBlocksResponse> {
+        let mut chunks = request.into_inner();
+        let mut done = v1::ImportBlocksResponse::default();
+        let mut allow_connected = false;
+        while let Some(chunk) = chunks.message().await? {
+            allow_connected |= chunk.allow_connected;
+            // Asked at every chunk: a Kubo may come while an import of hours runs.
+            if !allow_connected {
+                self.refuse_connected(done.blocks)?;
+            }
+            let datastore = self.node.datastore().clone();
+            let (ticket, part) = blocking(move || import(&datastore, chunk.blocks)).await?;
+            // A chunk is counted when it is as durable as any acknowledged block, so that whoever resumes can believe the count.
+            settled(Ok(ticket)).await?;
+            done.blocks += part.blocks;
+            done.new_blocks += part.new_blocks;
+            done.bytes += part.bytes;
+        }
+        let root = Key::new("/").map_err(status)?;
+        settled(self.node.datastore().submit_sync(&root)).await?;
+        Ok(Response::new(done))
+    }
+
+    type ExportBlocksStream = Answers<v1::ExportBlocksResponse>;
+
+    async fn export_blocks(
+        self: Arc<Self>,
+        request: Request<v1::ExportBlocksRequest>,
+    ) -> Answer<Self::ExportBlocksStream> {
+        let request = request.into_inner();
+        let parse = |bytes: &[u8]| Multihash::parse(bytes).map_err(|err| status(err.context("export")));
+        let after = if request.after.is_empty() { None } else { Some(parse(&request.after)?) };
+        let wanted = request.multihashes.iter().map(|bytes| parse(bytes)).collect::<Result<Vec<_>, _>>()?;
+        let datastore = self.node.datastore().clone();
+        let chunks = stream::produce(&self.streams, move |sink| {
+            let mut chunk =
+                Chunk { blocks: Vec::new(), bytes: 0, keys_only: request.keys_only, datastore: &datastore, sink };
+            if wanted.is_empty() {
+                chunk.all(after)?;
+            } else {
+                for key in &wanted {
+                    match datastore.shards().size(key)? {
+                        Some(size) => chunk.push(key, size)?,
+                        None => {
+                            return Err(Error::new(ErrorKind::NotFound, format!("block {key} is not in this node")));
+                        }
+                    }
+                }
+            }
+            chunk.send(true)
+        });
+        Ok(Response::new(chunks.await?))
+    }
+}
+
+impl Admin {
+    /// Kubo caches which blocks are absent: what is added behind its back it may not see until it restarts.
+    fn refuse_connected(&self, imported: u64) -> Result<(), Status> {
+        let clients = self.node.clients().list();
+        let Some(client) = clients.iter().find(|client| client.is_kubo()) else { return Ok(()) };
+        let name = client.introduction.as_ref().map_or("", |said| said.name.as_str());
+        Err(status(Error::new(
+            ErrorKind::Locked,
+            format!(
+                "{name} (pid {}) is connected, and would not see the blocks that are imported until it restarts ({imported} are in): stop it \
+                 first, or allow it and restart it afterwards",
+                client.peer.pid
+            ),
+        )))
+    }
+}
+
+/// Stores blocks after hashing each; nothing of the chunk is stored where one is not what its key says.
+fn import(
+    datastore: &Datastore,
+    blocks: Vec<v1::Block>,
+) -> StoreResult<(basalt_datastore::Ticket, v1::ImportBlocksResponse)> {
+    let mut done = v1::ImportBlocksResponse::default();
+    let mut ops = Vec::with_capacity(blocks.len());
+    for block in blocks {
+        let key = Multihash::parse(&block.multihash).map_err(|err| err.context("import"))?;
+        match verify_digest(&key, &block.value) {
+            Digest::Matches => {}
+            Digest::Differs => {
+                let message = format!("import: the value of block {key} does not hash to it; the source is damaged");
+                return Err(Error::new(ErrorKind::InvalidValue, message));
+            }
+            Digest::UnknownFunction => {
+                let message = format!(
+                    "import: block {key} can't be verified: hash function {:#x} with {} bytes of digest is not known here",
+                    key.code(),
+                    key.digest().len()
+                );
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            }
+        }
+        done.blocks += 1;
+        done.bytes += block.value.len() as u64;
+        if datastore.shards().size(&key)?.is_none() {
+            done.new_blocks += 1;
+        }
+        ops.push(BatchOp::Put(Key::of_block(&key), block.value.into()));
+    }
+    Ok((datastore.submit_batch(ops)?, done))
+}
+
+/// A chunk of an export that is being filled.
+struct Chunk<'a> {
+    blocks: Vec<v1::Block>,
+    bytes: usize,
+    keys_only: bool,
+    datastore: &'a Datastore,
+    sink: &'a Sink<v1::ExportBlocksResponse>,
+}
+
+impl Chunk<'_> {
+    fn all(&mut self, after: Option<Multihash>) -> StoreResult<()> {
+        let datastore = self.datastore;
+        let mut walk = datastore.shards().walk(after.as_ref());
+        loop {
+            let page = walk.next_page(EXPORT_KEYS)?;
+            if page.is_empty() {
+                return Ok(());
+            }
+            for (key, size) in page {
+                self.push(&key, size)?;
+            }
+        }
+    }
+
+    fn push(&mut self, key: &Multihash, size: u32) -> StoreResult<()> {
+        let mut value = Vec::new();
+        if !self.keys_only {
+            match self.datastore.shards().get(key, &mut value) {
+                // Deleted since the walk saw it.
+                Err(err) if err.is_not_found() => return Ok(()),
+                outcome => outcome.map_err(|err| err.context(format_args!("export block {key}")))?,
+            }
+        }
+        let bytes = key.as_bytes().len() + value.len();
+        if !self.blocks.is_empty() && self.bytes + bytes > CHUNK_BYTES {
+            self.send(false)?;
+        }
+        self.bytes += bytes;
+        let multihash = bytes::Bytes::copy_from_slice(key.as_bytes());
+        self.blocks.push(v1::Block { multihash, value: value.into(), size: u64::from(size) });
+        Ok(())
+    }
+
+    fn send(&mut self, complete: bool) -> StoreResult<()> {
+        self.bytes = 0;
+        self.sink.send(v1::ExportBlocksResponse { blocks: std::mem::take(&mut self.blocks), complete })
+    }
+}
+
+/// Reads everything back, shard by shard, then the keyspace.
+fn verify(datastore: &Datastore, hash: bool, sink: &Sink<v1::VerifyProgress>) -> StoreResult<()> {
+    let stats = datastore.stats();
+    let mut progress =
+        v1::VerifyProgress { blocks_all: stats.shards.iter().map(|shard| shard.count).sum(), ..Default::default() };
+    let mut value = Vec::new();
+    for shard in datastore.shards().iter() {
+        let name =
+            |key: &[u8]| Multihash::parse(key).map_or_else(|_| hex(key), |key| Key::of_block(&key).as_str().to_owned());
+        let mut after = None;
+        loop {
+            // The keys are listed before they are verified, so that those and only those are hashed.
+            let keys = if hash { shard.store().scan(b"", after.as_deref(), VERIFY_KEYS, false)? } else { Vec::new() };
+            let damaged = step(shard.store(), &mut after, &mut progress, name)?;
+            for found in keys {
+                let Ok(key) = Multihash::parse(&found.key) else { continue };
+                if damaged.contains(&found.key) || shard.get(&key, &mut value).is_err() {
+                    continue;
+                }
+                if verify_digest(&key, &value) == Digest::Differs {
+                    progress.damaged.push(damage(
+                        name(&found.key),
+                        &found.key,
+                        "the value does not hash to its key".to_owned(),
+                    ));
+                }
+            }
+            let at_end = after.is_none();
+            report(&mut progress, sink)?;
+            if at_end {
+                break;
+            }
+        }
+    }
+    let mut keyspace = v1::VerifyProgress::default();
+    let mut after = None;
+    loop {
+        step(datastore.keyspace(), &mut after, &mut keyspace, |key| String::from_utf8_lossy(key).into_owned())?;
+        progress.keys_done = keyspace.blocks_done;
+        progress.damaged.append(&mut keyspace.damaged);
+        if after.is_none() {
+            progress.complete = true;
+            return report(&mut progress, sink);
+        }
+        report(&mut progress, sink)?;
+    }
+}
+
+/// Reads some keys back; `after` is `None` at the end. Returns the damaged keys.
+fn step(
+    store: &Store,
+    after: &mut Option<Vec<u8>>,
+    progress: &mut v1::VerifyProgress,
+    name: impl Fn(&[u8]) -> String,
+) -> StoreResult<Vec<Vec<u8>>> {
+    let verified = store.verify(after.as_deref(), VERIFY_KEYS)?;
+    *after = verified.last;
+    progress.blocks_done += verified.keys;
+    progress.bytes_done += verified.bytes;
+    let mut damaged = Vec::new();
+    for (key, err) in verified.damaged {
+        progress.damaged.push(damage(name(&key), &key, err.to_string()));
+        damaged.push(key);
+    }
+    Ok(damaged)
+}
+
+fn damage(name: String, key: &[u8], reason: String) -> Damage {
+    let cid = Multihash::parse(key).map_or_else(|_| String::new(), |key| cid(&key));
+    Damage { key: name, cid, reason }
+}
+
+fn report(progress: &mut v1::VerifyProgress, sink: &Sink<v1::VerifyProgress>) -> StoreResult<()> {
+    let damaged = std::mem::take(&mut progress.damaged);
+    sink.send(v1::VerifyProgress { damaged, ..progress.clone() })
+}
+
+/// The CIDv1 of a block whose codec is not known here: `raw`, in the base32 that people paste.
+fn cid(key: &Multihash) -> String {
+    const CIDV1_RAW: [u8; 2] = [0x01, 0x55];
+    let bytes = [&CIDV1_RAW[..], key.as_bytes()].concat();
+    format!("b{}", data_encoding::BASE32_NOPAD.encode(&bytes).to_lowercase())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(bytes)
+}
+
+/// Clients as `status` shows them.
+pub(crate) fn clients(clients: Vec<Client>) -> Vec<v1::status_response::Client> {
+    let client = |client: Client| {
+        let said = client.introduction.unwrap_or_default();
+        v1::status_response::Client {
+            name: said.name,
+            role: if said.role.is_empty() { client.socket.to_string() } else { said.role },
+            connected_ms: u64::try_from(client.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            pid: u64::from(client.peer.pid),
+            uid: client.peer.uid,
+        }
+    };
+    clients.into_iter().map(client).collect()
+}

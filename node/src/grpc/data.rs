@@ -1,0 +1,372 @@
+//! The data service: go-datastore over gRPC.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use basalt_datastore::{BatchOp, Compare, Datastore, Error, ErrorKind, Filter, Key, Order, Query};
+use basalt_proto::v1::{self, batch_operation::Operation, datastore_server};
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    CHUNK_BYTES, FEATURES, PROTOCOL_MAX, PROTOCOL_MIN, blocking, settled,
+    status::status,
+    stream::{self, Answers},
+};
+use crate::{
+    clients::{Connection, Introduction},
+    layout::State,
+    node::Node,
+};
+
+/// Most entries of one chunk of a query, so that a chunk of keys alone stays near [`CHUNK_BYTES`].
+const CHUNK_ENTRIES: usize = 8192;
+
+/// The role of a client that fills a node which is marked as migrating.
+const ROLE_MIGRATE: &str = "migrate";
+
+/// The data service of one node.
+#[derive(Debug)]
+pub(crate) struct Data {
+    node: Arc<Node>,
+    /// Bytes of the batches that are being received now.
+    batch_bytes: AtomicUsize,
+    queries: Arc<Semaphore>,
+}
+
+impl Data {
+    pub(crate) fn new(node: Arc<Node>) -> Data {
+        let queries = Arc::new(Semaphore::new(node.config().queries_max));
+        Data { node, batch_bytes: AtomicUsize::new(0), queries }
+    }
+
+    fn datastore(&self) -> &Arc<Datastore> {
+        self.node.datastore()
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn key(text: &str) -> Result<Key, Status> {
+    if text.is_empty() {
+        return Err(status(Error::new(
+            ErrorKind::InvalidKey,
+            "the key is empty: a key is absolute, as in /blocks/CIQ...",
+        )));
+    }
+    Key::new(text).map_err(status)
+}
+
+fn ttl(ttl_ms: i64) -> Result<u64, Status> {
+    u64::try_from(ttl_ms).map_err(|_| {
+        status(Error::new(ErrorKind::InvalidValue, format!("a time to live of {ttl_ms} ms: it can't be negative")))
+    })
+}
+
+#[tonic::async_trait]
+impl datastore_server::Datastore for Data {
+    async fn handshake(self: Arc<Self>, request: Request<v1::HandshakeRequest>) -> Answer<v1::HandshakeResponse> {
+        let connection = request.extensions().get::<Connection>().cloned();
+        let said = request.into_inner();
+        let node = &self.node;
+        let protocol = negotiate(&said)?;
+        let id = node.id().as_str();
+        if !said.expect_node_id.is_empty() && said.expect_node_id != id {
+            return Err(refused(
+                ErrorKind::Format,
+                format!(
+                    "this is node {id} at {}, and {} expects node {}: mount the node that this repo was made with, or give the repo its own",
+                    node.path().display(),
+                    or(&said.client, "the client"),
+                    said.expect_node_id,
+                ),
+            ));
+        }
+        if node.state() == State::Migrating && said.role != ROLE_MIGRATE {
+            return Err(refused(
+                ErrorKind::Locked,
+                format!(
+                    "node {id} at {} is being filled by a migration that has not completed: run basalt-migrate again to complete it, or with \
+                 --rollback to go back",
+                    node.path().display(),
+                ),
+            ));
+        }
+        if let Some(connection) = connection {
+            let peer = connection.peer();
+            tracing::info!(
+                client = said.client,
+                role = said.role,
+                pid = peer.pid,
+                uid = peer.uid,
+                protocol,
+                "client connected"
+            );
+            connection.introduce(Introduction { name: said.client, role: said.role });
+        }
+        Ok(Response::new(v1::HandshakeResponse {
+            protocol,
+            server: format!("basalt {}", env!("CARGO_PKG_VERSION")),
+            node_id: id.to_owned(),
+            incarnation: Bytes::copy_from_slice(node.incarnation()),
+            features: FEATURES.iter().map(|feature| (*feature).to_owned()).collect(),
+            durability: node.config().datastore.durability.name().to_owned(),
+            value_bytes_max: node.config().datastore.store.value_bytes_max as u64,
+            read_only: node.is_read_only(),
+        }))
+    }
+
+    async fn get(self: Arc<Self>, request: Request<v1::GetRequest>) -> Answer<v1::GetResponse> {
+        let mut value = Vec::new();
+        self.datastore().get(&key(&request.get_ref().key)?, &mut value).map_err(status)?;
+        Ok(Response::new(v1::GetResponse { value: value.into() }))
+    }
+
+    async fn get_size(self: Arc<Self>, request: Request<v1::GetSizeRequest>) -> Answer<v1::GetSizeResponse> {
+        match self.datastore().size(&key(&request.get_ref().key)?).map_err(status)? {
+            Some(size) => Ok(Response::new(v1::GetSizeResponse { size })),
+            None => Err(status(Error::not_found())),
+        }
+    }
+
+    async fn has(self: Arc<Self>, request: Request<v1::HasRequest>) -> Answer<v1::HasResponse> {
+        let size = self.datastore().size(&key(&request.get_ref().key)?).map_err(status)?;
+        Ok(Response::new(v1::HasResponse { exists: size.is_some() }))
+    }
+
+    async fn get_sizes(self: Arc<Self>, request: Request<v1::GetSizesRequest>) -> Answer<v1::GetSizesResponse> {
+        let size = |text: &String| {
+            let size = self.datastore().size(&key(text)?).map_err(status)?;
+            Ok(size.map_or(-1, |size| i64::try_from(size).unwrap_or(i64::MAX)))
+        };
+        let sizes = request.get_ref().keys.iter().map(size).collect::<Result<_, Status>>()?;
+        Ok(Response::new(v1::GetSizesResponse { sizes }))
+    }
+
+    async fn put(self: Arc<Self>, request: Request<v1::PutRequest>) -> Answer<v1::PutResponse> {
+        let request = request.into_inner();
+        let ttl_ms = Some(ttl(request.ttl_ms)?).filter(|ttl_ms| *ttl_ms != 0);
+        settled(self.datastore().submit_put(&key(&request.key)?, &request.value, ttl_ms)).await?;
+        Ok(Response::new(v1::PutResponse {}))
+    }
+
+    async fn delete(self: Arc<Self>, request: Request<v1::DeleteRequest>) -> Answer<v1::DeleteResponse> {
+        settled(self.datastore().submit_delete(&key(&request.get_ref().key)?)).await?;
+        Ok(Response::new(v1::DeleteResponse {}))
+    }
+
+    async fn batch(self: Arc<Self>, request: Request<Streaming<v1::BatchRequest>>) -> Answer<v1::BatchResponse> {
+        let mut chunks = request.into_inner();
+        let mut receiving = Receiving { data: &self, bytes: 0 };
+        let mut ops = Vec::new();
+        while let Some(chunk) = chunks.message().await? {
+            for operation in chunk.operations {
+                ops.push(receiving.operation(operation)?);
+            }
+            if chunk.commit {
+                let datastore = self.datastore().clone();
+                // It may wait for the barrier between blocks and metadata.
+                let ticket = blocking(move || datastore.submit_batch(ops)).await?;
+                settled(Ok(ticket)).await?;
+                return Ok(Response::new(v1::BatchResponse {}));
+            }
+        }
+        Err(Status::cancelled("the batch ended without a commit; nothing was applied"))
+    }
+
+    type QueryStream = Answers<v1::QueryResponse>;
+
+    async fn query(self: Arc<Self>, request: Request<v1::QueryRequest>) -> Answer<Self::QueryStream> {
+        let request = request.into_inner();
+        let expirations = request.return_expirations;
+        let sizes = request.returns_sizes || !request.keys_only;
+        let query = query(request)?;
+        let datastore = self.datastore().clone();
+        let chunks = stream::produce(&self.queries, move |sink| {
+            let mut cursor = datastore.query(query)?;
+            loop {
+                let page = cursor.next_page(CHUNK_ENTRIES, CHUNK_BYTES)?;
+                let complete = page.is_empty();
+                let entry = |entry: basalt_datastore::Entry| v1::Entry {
+                    key: entry.key.as_str().to_owned(),
+                    value: entry.value.into(),
+                    size: if sizes { i64::try_from(entry.size).unwrap_or(i64::MAX) } else { -1 },
+                    expires_unix_ms: if expirations {
+                        i64::try_from(entry.expires_unix_ms).unwrap_or(i64::MAX)
+                    } else {
+                        0
+                    },
+                };
+                sink.send(v1::QueryResponse { entries: page.into_iter().map(entry).collect(), complete })?;
+                if complete {
+                    return Ok(());
+                }
+            }
+        });
+        Ok(Response::new(chunks.await?))
+    }
+
+    async fn sync(self: Arc<Self>, request: Request<v1::SyncRequest>) -> Answer<v1::SyncResponse> {
+        let prefix = Key::new(&request.get_ref().prefix).map_err(status)?;
+        settled(self.datastore().submit_sync(&prefix)).await?;
+        Ok(Response::new(v1::SyncResponse {}))
+    }
+
+    async fn disk_usage(self: Arc<Self>, _: Request<v1::DiskUsageRequest>) -> Answer<v1::DiskUsageResponse> {
+        Ok(Response::new(v1::DiskUsageResponse { bytes: self.datastore().disk_usage() }))
+    }
+
+    async fn check(self: Arc<Self>, _: Request<v1::CheckRequest>) -> Answer<v1::CheckResponse> {
+        let datastore = self.datastore().clone();
+        blocking(move || datastore.check()).await?;
+        Ok(Response::new(v1::CheckResponse {}))
+    }
+
+    async fn scrub(self: Arc<Self>, _: Request<v1::ScrubRequest>) -> Answer<v1::ScrubResponse> {
+        let datastore = self.datastore().clone();
+        blocking(move || datastore.scrub()).await?;
+        Ok(Response::new(v1::ScrubResponse {}))
+    }
+
+    async fn collect_garbage(
+        self: Arc<Self>,
+        _: Request<v1::CollectGarbageRequest>,
+    ) -> Answer<v1::CollectGarbageResponse> {
+        let datastore = self.datastore().clone();
+        blocking(move || datastore.collect_garbage()).await?;
+        Ok(Response::new(v1::CollectGarbageResponse {}))
+    }
+
+    async fn set_ttl(self: Arc<Self>, request: Request<v1::SetTtlRequest>) -> Answer<v1::SetTtlResponse> {
+        let request = request.into_inner();
+        settled(self.datastore().submit_set_ttl(&key(&request.key)?, ttl(request.ttl_ms)?)).await?;
+        Ok(Response::new(v1::SetTtlResponse {}))
+    }
+
+    async fn get_expiration(
+        self: Arc<Self>,
+        request: Request<v1::GetExpirationRequest>,
+    ) -> Answer<v1::GetExpirationResponse> {
+        let expires = self.datastore().expiration(&key(&request.get_ref().key)?).map_err(status)?;
+        let expires_unix_ms = expires.map_or(0, |at| i64::try_from(at).unwrap_or(i64::MAX));
+        Ok(Response::new(v1::GetExpirationResponse { expires_unix_ms }))
+    }
+}
+
+fn refused(kind: ErrorKind, message: String) -> Status {
+    status(Error::new(kind, message))
+}
+
+fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
+    if text.is_empty() { otherwise } else { text }
+}
+
+/// The highest protocol that both speak. A client that names none speaks the first.
+fn negotiate(said: &v1::HandshakeRequest) -> Result<u32, Status> {
+    let (min, max) = (said.protocol_min.max(1), said.protocol_max.max(1));
+    let common = max.min(PROTOCOL_MAX);
+    if common >= min.max(PROTOCOL_MIN) {
+        return Ok(common);
+    }
+    let older = if max < PROTOCOL_MIN { or(&said.client, "the client") } else { "basalt on the node" };
+    Err(refused(
+        ErrorKind::Format,
+        format!(
+            "{} speaks protocols {min} to {max}, this node (basalt {}) speaks {PROTOCOL_MIN} to {PROTOCOL_MAX}: upgrade {older}",
+            or(&said.client, "the client"),
+            env!("CARGO_PKG_VERSION"),
+        ),
+    ))
+}
+
+/// Counts a batch while it is being received, so that all batches together stay within their memory.
+struct Receiving<'a> {
+    data: &'a Data,
+    bytes: usize,
+}
+
+impl Receiving<'_> {
+    fn operation(&mut self, operation: v1::BatchOperation) -> Result<BatchOp, Status> {
+        let key = key(&operation.key)?;
+        let op = match operation.operation {
+            Some(Operation::Put(value)) => BatchOp::Put(key, value.into()),
+            Some(Operation::Delete(true)) => BatchOp::Delete(key),
+            Some(Operation::Delete(false)) | None => {
+                let message = format!("the batch says neither put nor delete of {}", key.as_str());
+                return Err(status(Error::new(ErrorKind::InvalidValue, message)));
+            }
+        };
+        let bytes = operation.key.len() + if let BatchOp::Put(_, value) = &op { value.len() } else { 0 };
+        self.bytes += bytes;
+        let all = self.data.batch_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let config = self.data.node.config();
+        if self.bytes > config.datastore.batch_bytes_max {
+            return Err(status(Error::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "the batch has more than the {} bytes that [limits] batch_bytes_max allows: commit it in parts",
+                    config.datastore.batch_bytes_max
+                ),
+            )));
+        }
+        if all > config.batch_memory_bytes {
+            return Err(status(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "batches of {all} bytes are being sent to the node, more than the {} that [limits] batch_memory_bytes allows; nothing \
+                     of this one was applied: send fewer at a time, or raise the limit",
+                    config.batch_memory_bytes
+                ),
+            )));
+        }
+        Ok(op)
+    }
+}
+
+impl Drop for Receiving<'_> {
+    fn drop(&mut self) {
+        self.data.batch_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+fn query(request: v1::QueryRequest) -> Result<Query, Status> {
+    let invalid = |what: &str| {
+        status(Error::new(ErrorKind::InvalidValue, format!("the query has {what} that this node does not know")))
+    };
+    let compare = |op: i32| match v1::Compare::try_from(op) {
+        Ok(v1::Compare::Equal) => Ok(Compare::Equal),
+        Ok(v1::Compare::NotEqual) => Ok(Compare::NotEqual),
+        Ok(v1::Compare::Greater) => Ok(Compare::Greater),
+        Ok(v1::Compare::GreaterOrEqual) => Ok(Compare::GreaterOrEqual),
+        Ok(v1::Compare::Less) => Ok(Compare::Less),
+        Ok(v1::Compare::LessOrEqual) => Ok(Compare::LessOrEqual),
+        Ok(v1::Compare::Unspecified) | Err(_) => Err(invalid("a comparison")),
+    };
+    // A filter or order that is not understood must not be left out: the answer would be wrong.
+    let filter = |filter: v1::Filter| match filter.filter {
+        Some(v1::filter::Filter::KeyCompare(filter)) => Ok(Filter::Key(compare(filter.op)?, filter.key)),
+        Some(v1::filter::Filter::ValueCompare(filter)) => Ok(Filter::Value(compare(filter.op)?, filter.value.into())),
+        Some(v1::filter::Filter::KeyPrefix(prefix)) => Ok(Filter::KeyPrefix(prefix)),
+        None => Err(invalid("a filter")),
+    };
+    let order = |order: i32| match v1::Order::try_from(order) {
+        Ok(v1::Order::ByKey) => Ok(Order::Key),
+        Ok(v1::Order::ByKeyDescending) => Ok(Order::KeyDescending),
+        Ok(v1::Order::ByValue) => Ok(Order::Value),
+        Ok(v1::Order::ByValueDescending) => Ok(Order::ValueDescending),
+        Ok(v1::Order::Unspecified) | Err(_) => Err(invalid("an order")),
+    };
+    Ok(Query {
+        prefix: request.prefix,
+        filters: request.filters.into_iter().map(filter).collect::<Result<_, Status>>()?,
+        orders: request.orders.into_iter().map(order).collect::<Result<_, Status>>()?,
+        limit: request.limit,
+        offset: request.offset,
+        keys_only: request.keys_only,
+        returns_sizes: request.returns_sizes,
+        after: request.after.as_deref().map(key).transpose()?,
+    })
+}

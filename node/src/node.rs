@@ -1,0 +1,411 @@
+//! One open node: its stores, its lock, its background work, and what it says of itself.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use basalt_blockstore::{Error, ErrorKind, Result, store::Env};
+use basalt_datastore::Datastore;
+use basalt_proto::v1;
+use tokio::sync::watch;
+
+use crate::{
+    clients::Clients,
+    config::{self, Config},
+    grpc,
+    layout::{self, NodeFile, NodeId, State},
+    lock::{Host, OwnerLock},
+    sockets::Paths,
+};
+
+/// Keys that one step of the sweep of expired keys looks at, so that it holds nobody up.
+const SWEEP_KEYS: usize = 4096;
+
+/// One open node. Shared behind an `Arc`; closed by [`Node::close`], which is a Sync. Dropping it without is a crash, which recovery mends.
+#[derive(Debug)]
+pub struct Node {
+    path: PathBuf,
+    file: NodeFile,
+    config: Config,
+    host: Host,
+    datastore: Arc<Datastore>,
+    incarnation: [u8; 16],
+    opened: Instant,
+    clients: Arc<Clients>,
+    sockets: Mutex<Option<Paths>>,
+    hand_over: watch::Sender<Option<String>>,
+    background: Mutex<Option<Background>>,
+    lock: Mutex<Option<OwnerLock>>,
+    is_closed: AtomicBool,
+}
+
+/// What a node holds on disk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allocated {
+    pub(crate) bytes: u64,
+    pub(crate) segments: u64,
+}
+
+impl Node {
+    /// Opens the node of a folder for reading and writing, takes its lock and starts its background work. Recovers what a crash left.
+    pub fn open(path: &Path, config: Config, host: Host) -> Result<Arc<Node>> {
+        let path = absolute(path)?;
+        // Before the lock, which makes a file: a folder that is no node stays as it was.
+        NodeFile::read(&path)?;
+        let lock = OwnerLock::take(&path, host)?;
+        Node::open_as(path, config, host, Some(lock))
+    }
+
+    /// Opens the node of a folder for reading only, creating no file and taking no lock (STORE 23): a received dataset, a snapshot, a clone.
+    pub fn open_read_only(path: &Path, config: Config, host: Host) -> Result<Arc<Node>> {
+        Node::open_as(absolute(path)?, config, host, None)
+    }
+
+    fn open_as(path: PathBuf, config: Config, host: Host, lock: Option<OwnerLock>) -> Result<Arc<Node>> {
+        let file = NodeFile::read(&path)?;
+        if let Some(shards) = config.shards.filter(|shards| *shards != file.shards.len()) {
+            return Err(Error::new(
+                ErrorKind::InvalidValue,
+                format!(
+                    "node {} was made with {} shards, and [node] shards in {} says {shards}: a node keeps its shards; correct the config",
+                    path.display(),
+                    file.shards.len(),
+                    path.join(config::FILE_NAME).display()
+                ),
+            ));
+        }
+        let layout = file.layout(&path)?;
+        let options = config.datastore.clone();
+        let opened = match lock {
+            Some(_) => Datastore::open(&layout, &Env::real(), options),
+            None => Datastore::open_read_only(&layout, &Env::real(), options),
+        };
+        let datastore =
+            opened.map(Arc::new).map_err(|err| err.context(format_args!("open node {}", path.display())))?;
+        let background = match lock {
+            Some(_) => Some(Background::start(datastore.clone(), config.background_interval)?),
+            None => None,
+        };
+        let node = Node {
+            incarnation: layout::random_bytes()?,
+            opened: Instant::now(),
+            clients: Clients::new(),
+            sockets: Mutex::default(),
+            hand_over: watch::Sender::new(None),
+            background: Mutex::new(background),
+            lock: Mutex::new(lock),
+            is_closed: AtomicBool::new(false),
+            path,
+            file,
+            config,
+            host,
+            datastore,
+        };
+        tracing::info!(
+            node_id = %node.file.node_id, path = %node.path.display(), host = %node.host, shards = node.file.shards.len(),
+            durability = %node.config.datastore.durability, open_ms = node.opened.elapsed().as_millis() as u64, "node opened"
+        );
+        Ok(Arc::new(node))
+    }
+
+    /// Its folder, absolute.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its name, made at init.
+    pub fn id(&self) -> &NodeId {
+        &self.file.node_id
+    }
+
+    /// What its operator chose.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What hosts it.
+    pub fn host(&self) -> Host {
+        self.host
+    }
+
+    /// Its data.
+    pub fn datastore(&self) -> &Arc<Datastore> {
+        &self.datastore
+    }
+
+    /// 16 random bytes, new at every open for writing (STORE 21).
+    pub fn incarnation(&self) -> &[u8; 16] {
+        &self.incarnation
+    }
+
+    /// Whether it takes data clients, as it was when it was opened.
+    pub fn state(&self) -> State {
+        self.file.state
+    }
+
+    /// Whether it was opened for reading only.
+    pub fn is_read_only(&self) -> bool {
+        lock(&self.lock).is_none() && !self.is_closed.load(Ordering::Acquire)
+    }
+
+    /// Who is connected.
+    pub fn clients(&self) -> &Arc<Clients> {
+        &self.clients
+    }
+
+    /// Where it is served, while it is.
+    pub fn sockets(&self) -> Option<Paths> {
+        lock(&self.sockets).clone()
+    }
+
+    pub(crate) fn set_sockets(&self, paths: Option<Paths>) {
+        *lock(&self.sockets) = paths;
+    }
+
+    /// Waits until another owner has asked for the node, and says who; the host then stops serving and closes it.
+    pub async fn hand_over_requested(&self) -> String {
+        let mut requests = self.hand_over.subscribe();
+        loop {
+            let request = requests.borrow_and_update().clone();
+            if let Some(by) = request {
+                return by;
+            }
+            if requests.changed().await.is_err() {
+                // The sender is in self, so this can't be; waiting is the answer to "nobody asked".
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    pub(crate) fn request_hand_over(&self, by: String) {
+        self.hand_over.send_replace(Some(by));
+    }
+
+    pub(crate) fn allocated(&self) -> Allocated {
+        let stats = self.datastore.stats();
+        let all = stats.shards.iter().chain([&stats.keyspace]);
+        all.fold(Allocated { bytes: 0, segments: 0 }, |sum, stats| Allocated {
+            bytes: sum.bytes + stats.allocated_bytes,
+            segments: sum.segments + stats.segments,
+        })
+    }
+
+    /// What the node says of itself. Asks the file systems for their free space, which may take a moment.
+    pub fn status(&self) -> v1::StatusResponse {
+        use v1::status_response::{Keyspace, Shard};
+        let stats = self.datastore.stats();
+        let allocated = self.allocated();
+        let sockets = self.sockets();
+        let path = |path: Option<&Path>| path.map_or_else(String::new, |path| path.display().to_string());
+        let stores: Vec<_> = self.datastore.shards().iter().map(|shard| shard.store().fenced()).collect();
+        let shards = self.file.shards.iter().zip(&stats.shards).zip(&stores).enumerate().map(
+            |(id, ((place, stats), fenced))| {
+                let dir = self.path.join(&place.path);
+                Shard {
+                    id: u32::try_from(id).unwrap_or(u32::MAX),
+                    available_bytes: available_bytes(&dir),
+                    path: dir.display().to_string(),
+                    blocks: stats.count,
+                    bytes: stats.bytes,
+                    allocated_bytes: stats.allocated_bytes,
+                    segments: stats.segments,
+                    dead_bytes: stats.dead_bytes,
+                    unflushed_bytes: stats.unflushed_bytes,
+                    state: fenced.as_ref().map_or_else(|| "serving".to_owned(), |why| format!("fenced: {why}")),
+                }
+            },
+        );
+        let shards: Vec<_> = shards.collect();
+        let keyspace_fenced = self.datastore.keyspace().fenced();
+        let is_fenced = keyspace_fenced.is_some() || stores.iter().any(Option::is_some);
+        let state = match self.file.state {
+            _ if self.is_closed.load(Ordering::Acquire) => "closing",
+            _ if is_fenced => "fenced",
+            State::Migrating => "migrating",
+            State::Ready if self.is_read_only() => "read-only",
+            State::Ready => "serving",
+        };
+        v1::StatusResponse {
+            node_id: self.file.node_id.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: u64::from(std::process::id()),
+            host: self.host.name().to_owned(),
+            durability: self.config.datastore.durability.name().to_owned(),
+            incarnation: bytes::Bytes::copy_from_slice(&self.incarnation),
+            state: state.to_owned(),
+            uptime_ms: u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX),
+            conditions: self.conditions(&shards, &stats, keyspace_fenced.as_ref()),
+            blocks: shards.iter().map(|shard| shard.blocks).sum(),
+            block_bytes: shards.iter().map(|shard| shard.bytes).sum(),
+            shards,
+            keyspace: Some(Keyspace {
+                keys: stats.keyspace.count,
+                bytes: stats.keyspace.bytes,
+                allocated_bytes: stats.keyspace.allocated_bytes,
+                segments: stats.keyspace.segments,
+                dead_bytes: stats.keyspace.dead_bytes,
+            }),
+            clients: grpc::clients(self.clients.list()),
+            disk_usage_bytes: self.datastore.disk_usage(),
+            allocated_bytes: allocated.bytes,
+            data_socket: path(sockets.as_ref().map(|paths| paths.data.as_path())),
+            admin_socket: path(sockets.as_ref().map(|paths| paths.admin.as_path())),
+            path: self.path.display().to_string(),
+        }
+    }
+
+    /// What an operator should know and can do something about.
+    fn conditions(
+        &self,
+        shards: &[v1::status_response::Shard],
+        stats: &basalt_datastore::DatastoreStats,
+        keyspace_fenced: Option<&Error>,
+    ) -> Vec<v1::status_response::Condition> {
+        let condition = |name: &str, severity: &str, message: String, remedy: &str| v1::status_response::Condition {
+            name: name.to_owned(),
+            severity: severity.to_owned(),
+            message,
+            remedy: remedy.to_owned(),
+        };
+        let mut conditions = Vec::new();
+        let reopen = "look at the disk, then restart the agent: it recovers at open";
+        if let Some(why) = keyspace_fenced {
+            conditions.push(condition("fenced", "critical", format!("the keyspace takes no writes: {why}"), reopen));
+        }
+        for shard in shards {
+            if let Some(why) = shard.state.strip_prefix("fenced: ") {
+                conditions.push(condition(
+                    "fenced",
+                    "critical",
+                    format!("shard {} takes no writes: {why}", shard.id),
+                    reopen,
+                ));
+            }
+            let reserve = self.config.datastore.store.reserve_bytes;
+            if shard.available_bytes < reserve {
+                let message = format!(
+                    "shard {} has {} free, less than the reserve of {}: puts are refused",
+                    shard.id,
+                    config::display_bytes(shard.available_bytes),
+                    config::display_bytes(reserve)
+                );
+                conditions.push(condition(
+                    "no-space",
+                    "critical",
+                    message,
+                    "free space: `ipfs repo gc`, older snapshots, a larger quota",
+                ));
+            }
+        }
+        let quarantined: u64 = stats.shards.iter().chain([&stats.keyspace]).map(|stats| stats.quarantined).sum();
+        if quarantined > 0 {
+            let message = format!("{quarantined} damaged keys are quarantined");
+            conditions.push(condition(
+                "damaged",
+                "warning",
+                message,
+                "`basalt verify` names them; fetch or restore them from a replica",
+            ));
+        }
+        if self.file.state == State::Migrating {
+            let message =
+                "a migration that has not completed fills this node; only basalt-migrate is served".to_owned();
+            conditions.push(condition(
+                "migrating",
+                "warning",
+                message,
+                "run basalt-migrate again to complete it, or with --rollback",
+            ));
+        }
+        conditions
+    }
+
+    /// Makes everything durable, closes the stores and lets go of the lock; later calls of the datastore are `Closed`. The host stops
+    /// serving first. The first failure is reported; the lock is let go of in any case.
+    pub fn close(&self) -> Result<()> {
+        if self.is_closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        if let Some(background) = lock(&self.background).take() {
+            background.stop();
+        }
+        let closed =
+            self.datastore.close().map_err(|err| err.context(format_args!("close node {}", self.path.display())));
+        if let Some(owner) = lock(&self.lock).take() {
+            owner.release();
+        }
+        match &closed {
+            Ok(()) => tracing::info!(node_id = %self.file.node_id, "node closed"),
+            Err(err) => tracing::error!(node_id = %self.file.node_id, %err, "node closed with an error"),
+        }
+        closed
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(background) = lock(&self.background).take() {
+            background.stop();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|err| Error::io(format!("node folder {}", path.display()), err))
+}
+
+fn available_bytes(dir: &Path) -> u64 {
+    nix::sys::statvfs::statvfs(dir).map_or(0, |stats| stats.blocks_available().saturating_mul(stats.fragment_size()))
+}
+
+/// The thread that sweeps expired keys and gives space back now and then.
+#[derive(Debug)]
+struct Background {
+    stop: Arc<(Mutex<bool>, Condvar)>,
+    thread: JoinHandle<()>,
+}
+
+impl Background {
+    fn start(datastore: Arc<Datastore>, interval: Duration) -> Result<Background> {
+        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let stopped = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name("basalt-background".to_owned())
+            .spawn(move || {
+                while !wait(&stopped, interval) {
+                    pass(&datastore);
+                }
+            })
+            .map_err(|err| Error::io("start the thread of background work", err))?;
+        Ok(Background { stop, thread })
+    }
+
+    fn stop(self) {
+        *lock(&self.stop.0) = true;
+        self.stop.1.notify_all();
+        // A pass that panicked has said so already.
+        let _ = self.thread.join();
+    }
+}
+
+/// Waits for the interval; whether to stop.
+fn wait(stop: &(Mutex<bool>, Condvar), interval: Duration) -> bool {
+    let waited = stop.1.wait_timeout_while(lock(&stop.0), interval, |stop| !*stop);
+    *waited.unwrap_or_else(PoisonError::into_inner).0
+}
+
+fn pass(datastore: &Datastore) {
+    if let Err(err) = datastore.sweep_expired(SWEEP_KEYS).and_then(|_| datastore.collect_garbage()) {
+        tracing::warn!(%err, "background work failed; it is tried again at the next pass");
+    }
+}

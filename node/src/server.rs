@@ -1,0 +1,154 @@
+//! Serving a node on its two sockets, from the first connection to the last.
+
+use std::{sync::Arc, time::Duration};
+
+use basalt_blockstore::{Error, ErrorKind, Result};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server as Transport;
+
+use crate::{
+    clients::Socket,
+    grpc,
+    node::Node,
+    sockets::{self, Allowed, Bound, Conn, Paths},
+};
+
+/// Flow control windows: a block and the next ones fit, so that a stream of them never waits for a window update.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Largest HTTP/2 frame that is received; fewer frames a block cost less.
+const FRAME_BYTES_MAX: u32 = 1 << 20;
+/// Calls that one connection may have under way.
+const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
+/// How long connections have to notice that they are cut.
+const CUT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A runtime for serving: two threads are plenty, because they wait for no disk flush, and keep an idle node small.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("basalt-serve").enable_all().build()
+}
+
+/// A node that is being served; see [`Server::stop`].
+#[derive(Debug)]
+pub struct Server {
+    node: Arc<Node>,
+    paths: Paths,
+    stop: CancellationToken,
+    cut: CancellationToken,
+    bound: Vec<Bound>,
+    tasks: Vec<JoinHandle<std::result::Result<(), tonic::transport::Error>>>,
+}
+
+impl Server {
+    /// Makes the sockets and begins to serve, on the current tokio runtime (see [`runtime`]).
+    pub fn start(node: &Arc<Node>) -> Result<Server> {
+        let sockets = &node.config().sockets;
+        let paths = Paths::to_serve(node.path(), node.id(), sockets)?;
+        let mut server = Server {
+            node: node.clone(),
+            paths: paths.clone(),
+            stop: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            bound: Vec::new(),
+            tasks: Vec::new(),
+        };
+        // Admin first: whoever sees the data socket may rely on both.
+        let admin = server.listen(Socket::Admin, &sockets.admin_access)?;
+        let data = match server.listen(Socket::Data, &sockets.data_access) {
+            Ok(data) => data,
+            Err(err) => {
+                server.remove_sockets();
+                return Err(err);
+            }
+        };
+        let stopped = |stop: CancellationToken| async move { stop.cancelled().await };
+        let serve_admin =
+            transport().serve_with_incoming_shutdown(grpc::admin(node), admin, stopped(server.stop.clone()));
+        server.tasks.push(tokio::spawn(serve_admin));
+        let serve_data = transport().serve_with_incoming_shutdown(grpc::data(node), data, stopped(server.stop.clone()));
+        server.tasks.push(tokio::spawn(serve_data));
+        node.set_sockets(Some(paths.clone()));
+        tracing::info!(data = %paths.data.display(), admin = %paths.admin.display(), "serving");
+        Ok(server)
+    }
+
+    fn listen(
+        &mut self,
+        socket: Socket,
+        access: &crate::config::Access,
+    ) -> Result<ReceiverStream<std::io::Result<Conn>>> {
+        let path = match socket {
+            Socket::Data => &self.paths.data,
+            Socket::Admin => &self.paths.admin,
+        };
+        let allowed = Allowed::resolve(socket, access)?;
+        let (bound, listener) = Bound::listen(path, &allowed)?;
+        self.bound.push(bound);
+        let node = &self.node;
+        let max = node.config().connections_max;
+        let (stop, cut) = (self.stop.clone(), self.cut.clone());
+        Ok(ReceiverStream::new(sockets::accept(listener, allowed, node.clients().clone(), max, stop, cut)))
+    }
+
+    /// Where the sockets are.
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// Stops accepting, removes the sockets, lets calls under way finish within `[node] drain_deadline_ms`, then cuts what is left. The
+    /// node stays open: [`Node::close`] comes next.
+    pub async fn stop(mut self) -> Result<()> {
+        self.remove_sockets();
+        self.stop.cancel();
+        let drain_deadline = self.node.config().drain_deadline;
+        let mut tasks = std::mem::take(&mut self.tasks);
+        let mut failed = None;
+        let drained = tokio::time::timeout(drain_deadline, async {
+            for task in &mut tasks {
+                if let Ok(Err(err)) = task.await {
+                    failed = Some(err);
+                }
+            }
+        })
+        .await;
+        if drained.is_err() {
+            tracing::warn!(
+                drain_deadline_ms = drain_deadline.as_millis() as u64,
+                "calls under way did not finish in time and are cut off"
+            );
+            self.cut.cancel();
+            for task in tasks.iter_mut().filter(|task| !task.is_finished()) {
+                if tokio::time::timeout(CUT_DEADLINE, &mut *task).await.is_err() {
+                    task.abort();
+                }
+            }
+        }
+        match failed {
+            Some(err) => Err(Error::new(ErrorKind::Io, format!("serving ended early: {err}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn remove_sockets(&mut self) {
+        self.node.set_sockets(None);
+        self.bound.drain(..).for_each(Bound::remove);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.cut.cancel();
+        self.remove_sockets();
+    }
+}
+
+fn transport() -> Transport {
+    Transport::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+}
