@@ -78,7 +78,7 @@ fn puts<'a>(site: &'a Site, blocks: &'a Blocks) -> Vec<Case<'a>> {
         let raw = format!("raw append, fdatasync every {} KiB", batch_bytes >> 10);
         cases.push(Case::baseline(&raw, "strict", move || raw::append(site, blocks, batch_bytes)));
         for shards in SHARDS {
-            let name = format!("Put 256 KiB, {writers} writers, {shards} shards");
+            let name = format!("Put 256 KiB, {}, {}", many(writers, "writer"), many(shards, "shard"));
             let case = move || store::put_all(site, blocks, shards, writers, Durability::Strict);
             cases.push(Case::new(&name, "strict", case).against(&raw));
         }
@@ -86,17 +86,17 @@ fn puts<'a>(site: &'a Site, blocks: &'a Blocks) -> Vec<Case<'a>> {
     let raw = "raw append, no flush";
     cases.push(Case::baseline(raw, "none", move || raw::append(site, blocks, usize::MAX)));
     let case = move || store::put_all(site, blocks, 1, 16, Durability::Relaxed);
-    cases.push(Case::new("Put 256 KiB, 16 writers, 1 shards, Sync at the end", "relaxed", case).against(raw));
+    cases.push(Case::new("Put 256 KiB, 16 writers, 1 shard, Sync at the end", "relaxed", case).against(raw));
     cases
 }
 
 fn gets<'a>(filled: &'a Filled, raw: &'a RawFile, blocks: &'a Blocks) -> Vec<Case<'a>> {
     let mut cases = Vec::new();
     for readers in READERS {
-        let name = format!("pread + CRC-32, 256 KiB hot, {readers} readers");
+        let name = format!("pread + CRC-32, 256 KiB hot, {}", many(readers, "reader"));
         cases.push(Case::baseline(&name, "-", move || raw.read_all(readers)));
         let case = move || filled.get_all(blocks, readers);
-        cases.push(Case::new(&format!("Get 256 KiB hot, {readers} readers"), "-", case).against(&name));
+        cases.push(Case::new(&format!("Get 256 KiB hot, {}", many(readers, "reader")), "-", case).against(&name));
     }
     cases
 }
@@ -105,9 +105,13 @@ fn has<'a>(filled: &'a Filled, present: &'a Blocks, absent: &'a Blocks) -> Vec<C
     let mut cases = Vec::new();
     for readers in READERS {
         let hit = move || filled.has_all(present, true, readers);
-        cases.push(Case::new(&format!("Has hit, {readers} readers"), "-", hit));
+        cases.push(Case::new(&format!("Has hit, {}", many(readers, "reader")), "-", hit));
         let miss = move || filled.has_all(absent, false, readers);
-        cases.push(Case::new(&format!("Has miss, {readers} readers"), "-", miss));
+        cases.push(Case::new(&format!("Has miss, {}", many(readers, "reader")), "-", miss));
     }
     cases
+}
+
+fn many(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
