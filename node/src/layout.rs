@@ -140,11 +140,19 @@ pub struct InitOptions {
     pub durability: Durability,
     /// `Migrating` for a node that a migration is about to fill.
     pub state: State,
+    /// The node's name, where whoever makes it has written that down already (a Kubo repo's `datastore_spec`); none: a new one.
+    pub node_id: Option<NodeId>,
 }
 
 impl Default for InitOptions {
     fn default() -> InitOptions {
-        InitOptions { shard_paths: Vec::new(), shards: 1, durability: Durability::Strict, state: State::Ready }
+        InitOptions {
+            shard_paths: Vec::new(),
+            shards: 1,
+            durability: Durability::Strict,
+            state: State::Ready,
+            node_id: None,
+        }
     }
 }
 
@@ -276,7 +284,10 @@ pub fn init(node: &Path, options: &InitOptions) -> Result<NodeFile> {
     replace_file(node, config::FILE_NAME, &toml)?;
     let file = NodeFile {
         format: FORMAT,
-        node_id: NodeId::random()?,
+        node_id: match &options.node_id {
+            Some(id) => id.clone(),
+            None => NodeId::random()?,
+        },
         ring_key: hex(&random_bytes()?),
         shards: places.into_iter().map(|path| ShardPlace { path, weight: WEIGHT }).collect(),
         created_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64),
@@ -432,6 +443,15 @@ mod tests {
         let b = init(&dir.path().join("b"), &InitOptions::default()).unwrap();
         assert_ne!(a.node_id, b.node_id);
         assert_ne!(a.ring_key, b.ring_key);
+    }
+
+    #[test]
+    fn a_node_takes_the_name_that_was_written_down_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let id: NodeId = "0123456789abcdef0123456789abcdef".parse().unwrap();
+        let made = init(dir.path(), &InitOptions { node_id: Some(id.clone()), ..Default::default() }).unwrap();
+        assert_eq!(made.node_id, id);
+        assert_eq!(NodeFile::read(dir.path()).unwrap().node_id, id);
     }
 
     #[test]
