@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use basalt_blockstore::{Durability, Multihash, Options as StoreOptions, store::Env};
+use basalt_blockstore::{Durability, MULTIHASH_BYTES_MAX, Multihash, Options as StoreOptions, store::Env};
 pub use basalt_blockstore::{Error, ErrorKind, Result, store::Ticket};
 use basalt_sharding::ShardSet;
 
@@ -33,7 +33,8 @@ pub use query::{Compare, Entry, Filter, Order, Query, QueryCursor};
 pub struct Options {
     /// What an acknowledgement promises (STORE 11 to 13).
     pub durability: Durability,
-    /// Options of every shard and of the keyspace; their `durability` is set from the one above.
+    /// Options of every shard and of the keyspace. Their `durability` is set from the one above, and some are for one of them only: `key_bytes_max` bounds
+    /// keys of the keyspace; `verify_on_put` and `corrupt` are for blocks (damage in the keyspace is always an error).
     pub store: StoreOptions,
     /// Prefixes whose keys need neither barrier nor flush in `ordered` (STORE 12e): a key and what is beneath it, or with a `*` at the end
     /// every key that begins so.
@@ -127,7 +128,8 @@ impl Stores {
         if value_bytes > limits.value_bytes_max {
             return refuse(&format!("the value of {key}"), value_bytes, limits.value_bytes_max, "value_bytes_max");
         }
-        if key_bytes > limits.key_bytes_max {
+        // A block's key is bounded by what a multihash may be.
+        if key_bytes > limits.key_bytes_max && key.block().is_none() {
             return refuse(&format!("key {key}"), key_bytes, limits.key_bytes_max, "key_bytes_max");
         }
         Ok(())
@@ -159,7 +161,8 @@ impl Datastore {
 
     fn open_as(layout: &Layout, env: &Env, options: Options, is_read_only: bool) -> Result<Datastore> {
         let durability = options.durability;
-        let shard_options = StoreOptions { durability, ..options.store.clone() };
+        // `key_bytes_max` is for the keyspace; a block's key is bounded by itself.
+        let shard_options = StoreOptions { durability, key_bytes_max: MULTIHASH_BYTES_MAX, ..options.store.clone() };
         let open = if is_read_only { ShardSet::open_read_only } else { ShardSet::open };
         let shards = open(&layout.shards, &layout.keyspace, layout.ring_key, env, &shard_options)?;
         let keyspace = Keyspace::open(&layout.keyspace, env, &options, is_read_only)?;

@@ -33,7 +33,7 @@ pub(crate) fn scrub(stores: &Stores) -> Result<()> {
         None => Ok(()),
         Some((key, why)) => {
             let message = format!(
-                "{} keys are damaged, the first of them {key}: {why}; the log names all of them; restore them from a replica",
+                "damaged keys: {}; the first is {key}: {why}; the agent's log names all of them; restore them from a replica",
                 damage.keys
             );
             Err(Error::new(ErrorKind::Corrupt, message))
