@@ -1,3 +1,84 @@
-//! The daemon and command line `basalt`.
+//! The daemon and command line `basalt`: hosts a node, and is what an operator talks to it with.
+//!
+//! Top to bottom: [`cli`] says what can be said; [`agent`] serves a node; [`access`] reaches a node, whoever serves it; [`status`],
+//! [`verify`], [`import`], [`export`], [`doctor`] are the commands; [`car`], [`flatfs`] and [`cid`] are the formats they read and write.
 
-fn main() {}
+mod access;
+mod agent;
+mod car;
+mod cid;
+mod cli;
+mod config;
+mod doctor;
+mod exit;
+mod export;
+mod flatfs;
+mod http;
+mod import;
+mod init;
+mod logging;
+mod metrics;
+mod notify;
+mod progress;
+mod show;
+mod status;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{
+    cli::{Cli, Command, ConfigCommand, Export, Import},
+    exit::{Exit, Failure, Outcome},
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let failure = match run(&cli) {
+        Ok(()) => return ExitCode::from(Exit::Done as u8),
+        Err(failure) => failure,
+    };
+    eprintln!("basalt: {}", failure.message);
+    ExitCode::from(failure.exit as u8)
+}
+
+fn run(cli: &Cli) -> Outcome {
+    match &cli.command {
+        Command::Init(options) => match &options.folder {
+            Some(folder) => init::init(folder, options),
+            None => init::init(&cli.node()?, options),
+        },
+        Command::Config(ConfigCommand::Reference) => {
+            print!("{}", config::reference());
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Check { file }) => show::check(cli, file.as_deref()),
+        Command::Config(ConfigCommand::Show { source, json }) => show::show(&cli.node()?, source, *json),
+        command => {
+            let node = cli.node()?;
+            runtime()?.block_on(async {
+                match command {
+                    Command::Agent(options) => agent::agent(&node, options).await,
+                    Command::Status(options) => status::status(&node, options).await,
+                    Command::Doctor(options) => doctor::doctor(&node, options).await,
+                    Command::Verify(options) => verify::verify(&node, options.hash, options.json).await,
+                    Command::Import(Import::Car { file, options }) => import::car(&node, file, options).await,
+                    Command::Import(Import::Flatfs { folder, options }) => import::flatfs(&node, folder, options).await,
+                    Command::Export(Export::Car { file, roots, json }) => export::car(&node, file, roots, *json).await,
+                    Command::Export(Export::Flatfs { folder, json }) => export::flatfs(&node, folder, *json).await,
+                    Command::Flush => verify::flush(&node).await,
+                    Command::Reclaim => verify::reclaim(&node).await,
+                    Command::Init(_) | Command::Config(_) => Ok(()),
+                }
+            })
+        }
+    }
+}
+
+fn runtime() -> Outcome<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|err| Failure::io("start the runtime's threads", err))
+}

@@ -138,6 +138,7 @@ impl std::error::Error for ConfigError {}
 #[derive(Clone, Debug)]
 pub struct Settings {
     values: BTreeMap<(&'static str, &'static str), Value>,
+    places: BTreeMap<(&'static str, &'static str), Place>,
 }
 
 impl Settings {
@@ -149,7 +150,7 @@ impl Settings {
         tables: &[&'static [Setting]],
         environment: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Settings, ConfigError> {
-        let mut check = Check { text, tables, problems: Vec::new() };
+        let mut check = Check { text, tables, problems: Vec::new(), places: BTreeMap::new() };
         let mut values: BTreeMap<_, _> =
             check.settings().map(|setting| ((setting.section, setting.key), (setting.default)())).collect();
         match DeTable::parse(text) {
@@ -162,7 +163,7 @@ impl Settings {
         }
         check.environment(environment, &mut values);
         if check.problems.is_empty() {
-            Ok(Settings { values })
+            Ok(Settings { values, places: check.places })
         } else {
             Err(ConfigError { path: path.to_owned(), problems: check.problems })
         }
@@ -171,6 +172,11 @@ impl Settings {
     /// The value of a key; `None` only for a key that is in none of the tables.
     pub fn get(&self, section: &str, key: &str) -> Option<&Value> {
         self.values.iter().find(|((s, k), _)| *s == section && *k == key).map(|(_, value)| value)
+    }
+
+    /// Where a key was set; `None` where it has its default.
+    pub fn place(&self, section: &str, key: &str) -> Option<&Place> {
+        self.places.iter().find(|((s, k), _)| *s == section && *k == key).map(|(_, place)| place)
     }
 
     /// The value of a [`Kind::Bool`] key.
@@ -221,6 +227,7 @@ struct Check<'a> {
     text: &'a str,
     tables: &'a [&'static [Setting]],
     problems: Vec<Problem>,
+    places: BTreeMap<(&'static str, &'static str), Place>,
 }
 
 type Values = BTreeMap<(&'static str, &'static str), Value>;
@@ -288,6 +295,7 @@ impl<'a> Check<'a> {
         };
         match from_toml(setting.kind, value.get_ref()) {
             Some(value) => {
+                self.places.insert((setting.section, setting.key), place);
                 values.insert((setting.section, setting.key), value);
             }
             None => {
@@ -305,6 +313,7 @@ impl<'a> Check<'a> {
             let Some(text) = environment(&name) else { continue };
             match from_text(setting.kind, &text) {
                 Some(value) => {
+                    self.places.insert((setting.section, setting.key), Place::Environment(name));
                     values.insert((setting.section, setting.key), value);
                 }
                 None => {

@@ -1,0 +1,246 @@
+//! The command line: what can be said, not what it does.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::exit::{Failure, Outcome};
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed, or a check found a problem; 2 wrong command line or config; 3 no such node or file, or nobody serves it.";
+
+/// Basalt: a datastore for IPFS nodes.
+#[derive(Debug, Parser)]
+#[command(name = "basalt", version, about, after_help = EXIT_CODES, propagate_version = true)]
+pub struct Cli {
+    /// The node's folder [default: $IPFS_PATH/basalt, else ~/.ipfs/basalt].
+    #[arg(long, global = true, env = "BASALT_NODE", value_name = "FOLDER")]
+    pub node: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    /// The node's folder.
+    pub fn node(&self) -> Outcome<PathBuf> {
+        if let Some(node) = &self.node {
+            return Ok(node.clone());
+        }
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        set("IPFS_PATH")
+            .or_else(|| set("HOME").map(|home| home.join(".ipfs")))
+            .map(|repo| repo.join("basalt"))
+            .ok_or_else(|| Failure::usage("which node? Say --node FOLDER, or set BASALT_NODE, IPFS_PATH or HOME"))
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a new node in an empty or missing folder.
+    Init(Init),
+    /// Serve a node in the foreground until SIGTERM or SIGINT.
+    Agent(Agent),
+    /// What the node holds, how it is, and what needs doing.
+    Status(Status),
+    /// Check this machine, the node's folder and its config.
+    Doctor(Doctor),
+    /// Read everything back against its checksums.
+    Verify(Verify),
+    /// Add the blocks of a CAR file or a flatfs folder.
+    #[command(subcommand)]
+    Import(Import),
+    /// Write the blocks into a CAR file or a flatfs folder.
+    #[command(subcommand)]
+    Export(Export),
+    /// Check, show or document the config.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Make all that was acknowledged durable now.
+    Flush,
+    /// Give back the space of deleted blocks now, not when it pays.
+    Reclaim,
+}
+
+/// `basalt init`.
+#[derive(Debug, Args)]
+pub struct Init {
+    /// The new node's folder [default: the one of --node].
+    #[arg(value_name = "NODE")]
+    pub folder: Option<PathBuf>,
+    /// How many shards; each is a log of its own, and costs its own flush: one per device is right [default: 1, or one per --path].
+    #[arg(long)]
+    pub shards: Option<u32>,
+    /// What an acknowledged write promises.
+    #[arg(long, value_enum, default_value_t = Durability::Strict)]
+    pub durability: Durability,
+    /// The new node's id, 32 hex digits, where something else names it already [default: a random one].
+    #[arg(long, value_name = "ID")]
+    pub node_id: Option<String>,
+    /// A folder on another device for the shards; each is one shard [default: in the node's folder].
+    #[arg(long = "path", value_name = "FOLDER")]
+    pub paths: Vec<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The durability classes.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Durability {
+    /// It is on stable storage when it returns.
+    Strict,
+    /// Blocks within a second, and always before any pin or name that came after them.
+    Ordered,
+    /// Within a second, and at Sync.
+    Relaxed,
+}
+
+/// `basalt agent`.
+#[derive(Debug, Args)]
+pub struct Agent {
+    /// Close the node and end some seconds after the last connection; opens no TCP port, hands over when asked. For Kubo's plugin.
+    #[arg(long)]
+    pub exit_when_idle: bool,
+    #[command(flatten)]
+    pub config: ConfigSource,
+}
+
+/// Where the config comes from.
+#[derive(Debug, Args)]
+pub struct ConfigSource {
+    /// The config file [default: basalt.toml in the node's folder, if there is one].
+    #[arg(long, env = "BASALT_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set one setting over file and environment, like log.level=debug; may be given several times.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Short for --set log.level=LEVEL.
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// Short for --set http.listen=ADDRESS.
+    #[arg(long, value_name = "ADDRESS")]
+    pub http_listen: Option<String>,
+}
+
+/// `basalt status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Fail (exit code 3) where nobody serves the node, instead of looking into its folder.
+    #[arg(long)]
+    pub served: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `basalt doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// The config file to check [default: basalt.toml in the node's folder, if there is one].
+    #[arg(long, env = "BASALT_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// `basalt verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Hash every block against its multihash too.
+    #[arg(long)]
+    pub hash: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What every import takes.
+#[derive(Debug, Args)]
+pub struct ImportOptions {
+    /// Import though a Kubo is connected. It must be restarted afterwards: it remembers which blocks are absent.
+    #[arg(long)]
+    pub allow_connected: bool,
+    /// Begin at the beginning, even if an earlier import of the same source did not end.
+    #[arg(long)]
+    pub restart: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `basalt import`.
+#[derive(Debug, Subcommand)]
+pub enum Import {
+    /// A CAR file, version 1 or 2; each block is verified. Run it again to resume.
+    Car {
+        /// The file; `-` is the standard input.
+        file: PathBuf,
+        #[command(flatten)]
+        options: ImportOptions,
+    },
+    /// The `blocks` folder of a Kubo repo that keeps them in flatfs; each block is verified. Stop that Kubo first.
+    Flatfs {
+        /// The folder that holds a SHARDING file, or the repo.
+        folder: PathBuf,
+        #[command(flatten)]
+        options: ImportOptions,
+    },
+}
+
+/// `basalt export`.
+#[derive(Debug, Subcommand)]
+pub enum Export {
+    /// All blocks as a CARv1, in the order of their multihashes. A node knows no codecs: all CIDs are CIDv1 raw. Run it again to resume.
+    Car {
+        /// The new file; `-` is the standard output.
+        file: PathBuf,
+        /// A root to name in the header; may be given several times. All blocks are written, not only those below it.
+        #[arg(long = "root", value_name = "CID")]
+        roots: Vec<String>,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// All blocks as a flatfs folder that Kubo can use. Run it again to resume.
+    Flatfs {
+        /// The folder: new, empty, or a flatfs already.
+        folder: PathBuf,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `basalt config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Say what is wrong in a config file: line, and what to write instead.
+    Check {
+        /// The file [default: basalt.toml in the node's folder].
+        file: Option<PathBuf>,
+    },
+    /// Every setting as it would be used now, and who set it.
+    Show {
+        #[command(flatten)]
+        source: ConfigSource,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The reference page in Markdown: docs/config.md.
+    Reference,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        Cli::command().debug_assert();
+    }
+}

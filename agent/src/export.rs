@@ -1,0 +1,323 @@
+//! All blocks of a node into a CAR file or a flatfs folder: each hashed against its multihash on the way, resumable.
+//!
+//! A node keeps blocks by multihash and no codecs, so a CAR names all of them as CIDv1 `raw`. Kubo finds them under any codec, because its
+//! blockstore goes by multihash as well; a tool that follows links must be told the codec of its root.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufReader, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use basalt_blockstore::{Digest, Multihash, verify_digest};
+use basalt_proto::v1;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::{
+    access::Access,
+    car::{CarReader, CarWriter},
+    cid::Cid,
+    exit::{Exit, Failure, Outcome},
+    flatfs::FlatfsWriter,
+    progress::{self, Progress, Unit},
+};
+
+/// How often a page is listed again because a block of it was deleted meanwhile.
+const PAGE_TRIES_MAX: u32 = 100;
+
+/// What came of an export.
+#[derive(Clone, Debug, Default, Serialize)]
+struct Counts {
+    /// Blocks that the target holds now.
+    blocks: u64,
+    /// Their bytes.
+    bytes: u64,
+    /// Of these, those that an earlier run had written.
+    kept_blocks: u64,
+    /// Blocks whose hash function is not known here: their bytes were checked against the log's checksum alone.
+    unhashed_blocks: u64,
+}
+
+impl Counts {
+    /// Checks a block that the node gave, and counts it.
+    fn take(&mut self, multihash: &Multihash, value: &[u8]) -> Outcome {
+        match verify_digest(multihash, value) {
+            Digest::Matches => {}
+            Digest::UnknownFunction => self.unhashed_blocks += 1,
+            Digest::Differs => {
+                return Err(Failure::new(format!(
+                    "block {} does not hash to its name in the node: run `basalt verify --hash`",
+                    Cid::raw(multihash.clone())
+                )));
+            }
+        }
+        self.blocks += 1;
+        self.bytes += value.len() as u64;
+        Ok(())
+    }
+
+    fn say(&self, target: &str) {
+        println!(
+            "exported {} blocks, {}, to {target}{}{}",
+            self.blocks,
+            progress::bytes(self.bytes),
+            if self.kept_blocks > 0 { format!("; {} were there from before", self.kept_blocks) } else { String::new() },
+            match self.unhashed_blocks {
+                0 => String::new(),
+                n => format!("; {n} have a hash function that is not known here, and were not hashed"),
+            }
+        );
+    }
+}
+
+/// `basalt export car`.
+pub async fn car(node: &Path, file: &Path, roots: &[String], as_json: bool) -> Outcome {
+    let roots: Vec<Cid> = roots.iter().map(|root| root.parse().map_err(Failure::usage)).collect::<Outcome<_>>()?;
+    let mut access = Access::open_for_reading(node).await?;
+    let outcome = car_file(&mut access, file, &roots).await;
+    access.close().await?;
+    let counts = outcome?;
+    if file.as_os_str() == "-" {
+        return Ok(());
+    }
+    if as_json {
+        println!("{}", json!({ "counts": counts, "file": file.display().to_string() }));
+    } else {
+        counts.say(&file.display().to_string());
+    }
+    Ok(())
+}
+
+async fn car_file(access: &mut Access, file: &Path, roots: &[Cid]) -> Outcome<Counts> {
+    for root in roots {
+        require(access, root).await?;
+    }
+    let total = access.status().await?.blocks;
+    let mut counts = Counts::default();
+    if file.as_os_str() == "-" {
+        let failed = |err| Failure::io("write to standard output", err);
+        let mut writer = CarWriter::create(BufWriter::with_capacity(1 << 20, io::stdout()), roots).map_err(failed)?;
+        let mut bar = Progress::begin("export", Unit::Things("blocks"), Some(total));
+        let written = car_blocks(access, None, &mut writer, &mut counts, &mut bar, &failed).await;
+        bar.end();
+        written?;
+        writer.into_inner().flush().map_err(failed)?;
+        return Ok(counts);
+    }
+    if file.exists() {
+        return Err(Failure::new(format!(
+            "{} is there already: name a new file, or move that one away",
+            file.display()
+        )));
+    }
+    let partial = partial_path(file);
+    let failed = |err| Failure::io(format!("write {}", partial.display()), err);
+    let (output, after) = match resume(&partial, roots, &mut counts)
+        .map_err(|failure| failure.context(partial.display()))?
+    {
+        Some((output, after)) => (CarWriter::append(output), after),
+        None => {
+            let output = OpenOptions::new().write(true).create(true).truncate(true).open(&partial).map_err(failed)?;
+            (CarWriter::create(BufWriter::with_capacity(1 << 20, output), roots).map_err(failed)?, None)
+        }
+    };
+    let mut writer = output;
+    let mut bar = Progress::begin("export", Unit::Things("blocks"), Some(total));
+    let written = car_blocks(access, after, &mut writer, &mut counts, &mut bar, &failed).await;
+    bar.end();
+    let file_written = writer.into_inner().into_inner().map_err(|err| failed(err.into_error()))?;
+    written.map_err(|failure| failure.context(format!("{} is not whole; run again to resume", partial.display())))?;
+    file_written.sync_all().map_err(failed)?;
+    fs::rename(&partial, file).map_err(failed)?;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+    Ok(counts)
+}
+
+fn partial_path(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_os_string();
+    name.push(".partial");
+    PathBuf::from(name)
+}
+
+type Resumed = (BufWriter<File>, Option<Multihash>);
+
+/// Opens what an export that was killed has left: every whole block in it is checked again, what is cut at its end is taken off.
+fn resume(partial: &Path, roots: &[Cid], counts: &mut Counts) -> Outcome<Option<Resumed>> {
+    let failed = |err| Failure::io("read", err);
+    let file = match OpenOptions::new().read(true).write(true).open(partial) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(failed)?,
+    };
+    let Ok(mut reader) = CarReader::open(BufReader::with_capacity(1 << 20, file.try_clone().map_err(failed)?)) else {
+        return Ok(None);
+    };
+    if reader.roots() != roots {
+        return Err(Failure::new("was begun with other --root CIDs: give the same ones, or remove that file"));
+    }
+    let mut end = reader.position();
+    let mut last = None;
+    while let Ok(Some(section)) = reader.next_section() {
+        // A power cut may leave anything near the end; whatever is not whole is written again.
+        if verify_digest(section.cid.multihash(), &section.data) == Digest::Differs {
+            break;
+        }
+        end = reader.position();
+        last = Some(section.cid.multihash().clone());
+        counts.blocks += 1;
+        counts.kept_blocks += 1;
+        counts.bytes += section.data.len() as u64;
+    }
+    file.set_len(end).map_err(failed)?;
+    let mut file = file;
+    io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(failed)?;
+    eprintln!("resuming after {} blocks", counts.blocks);
+    Ok(Some((BufWriter::with_capacity(1 << 20, file), last)))
+}
+
+async fn car_blocks<W: Write>(
+    access: &mut Access,
+    after: Option<Multihash>,
+    writer: &mut CarWriter<W>,
+    counts: &mut Counts,
+    bar: &mut Progress,
+    failed: &impl Fn(io::Error) -> Failure,
+) -> Outcome {
+    let mut pages = Pages::begin(access, after, false).await?;
+    while let Some(blocks) = pages.next().await? {
+        for (multihash, block) in blocks {
+            counts.take(&multihash, &block.value)?;
+            writer.block(&Cid::raw(multihash), &block.value).map_err(failed)?;
+        }
+        bar.at(counts.blocks);
+    }
+    Ok(())
+}
+
+/// A root that the node doesn't hold makes a CAR that nobody can use.
+async fn require(access: &mut Access, root: &Cid) -> Outcome {
+    let request = v1::ExportBlocksRequest {
+        multihashes: vec![root.multihash().as_bytes().to_vec().into()],
+        keys_only: true,
+        ..v1::ExportBlocksRequest::default()
+    };
+    let mut answer = access.admin().export_blocks(request).await?.into_inner();
+    while let Some(page) = answer.message().await? {
+        if !page.blocks.is_empty() {
+            return Ok(());
+        }
+    }
+    Err(Failure::absent(format!("the node does not hold the root {root}: nothing was written")))
+}
+
+/// `basalt export flatfs`.
+pub async fn flatfs(node: &Path, folder: &Path, as_json: bool) -> Outcome {
+    let node_path = fs::canonicalize(node).map_err(|err| Failure::io(format!("read {}", node.display()), err))?;
+    if fs::canonicalize(folder).is_ok_and(|folder| folder.starts_with(&node_path)) {
+        return Err(Failure::usage(format!("{} lies in the node itself: name a folder elsewhere", folder.display())));
+    }
+    let mut access = Access::open_for_reading(node).await?;
+    let outcome = flatfs_files(&mut access, folder).await;
+    access.close().await?;
+    let counts = outcome
+        .map_err(|failure| failure.context(format!("{} is not whole; run again to resume", folder.display())))?;
+    if as_json {
+        println!("{}", json!({ "counts": counts, "folder": folder.display().to_string() }));
+    } else {
+        counts.say(&folder.display().to_string());
+    }
+    Ok(())
+}
+
+async fn flatfs_files(access: &mut Access, folder: &Path) -> Outcome<Counts> {
+    let writer = FlatfsWriter::open(folder)?;
+    let failed = |err| Failure::io(format!("write into {}", folder.display()), err);
+    let total = access.status().await?.blocks;
+    let mut counts = Counts::default();
+    let mut bar = Progress::begin("export", Unit::Things("blocks"), Some(total));
+    // Names and sizes first: what an earlier run has written is read from there and not from the node.
+    let mut after: Option<Multihash> = None;
+    let mut tries = 0;
+    'pages: loop {
+        let mut names = Pages::begin(access, after.clone(), true).await?;
+        let Some(page) = names.next().await? else { break };
+        drop(names);
+        let mut missing = Vec::new();
+        let mut last = after.clone();
+        let before = counts.clone();
+        for (multihash, block) in page {
+            let existing = writer.existing(&multihash, block.size).map_err(failed)?;
+            match existing.filter(|value| verify_digest(&multihash, value) == Digest::Matches) {
+                Some(value) => {
+                    counts.take(&multihash, &value)?;
+                    counts.kept_blocks += 1;
+                }
+                None => missing.push(multihash.as_bytes().to_vec().into()),
+            }
+            last = Some(multihash);
+        }
+        if !missing.is_empty() {
+            let request = v1::ExportBlocksRequest { multihashes: missing, ..v1::ExportBlocksRequest::default() };
+            let mut pages = Pages::of(access.admin().export_blocks(request).await?.into_inner());
+            loop {
+                let blocks = match pages.next().await {
+                    Ok(Some(blocks)) => blocks,
+                    Ok(None) => break,
+                    // Deleted between its name and its bytes: list this page again.
+                    Err(failure) if failure.exit == Exit::Absent && tries < PAGE_TRIES_MAX => {
+                        tries += 1;
+                        counts = before;
+                        continue 'pages;
+                    }
+                    Err(failure) => return Err(failure),
+                };
+                for (multihash, block) in blocks {
+                    counts.take(&multihash, &block.value)?;
+                    writer.write(&multihash, &block.value).map_err(failed)?;
+                }
+                bar.at(counts.blocks);
+            }
+        }
+        bar.at(counts.blocks);
+        (after, tries) = (last, 0);
+    }
+    bar.end();
+    writer.sync().map_err(failed)?;
+    Ok(counts)
+}
+
+/// Pages of blocks from the node. A stream that ends without saying that it is complete was cut, and is an error.
+struct Pages {
+    stream: tonic::Streaming<v1::ExportBlocksResponse>,
+    complete: bool,
+}
+
+impl Pages {
+    async fn begin(access: &mut Access, after: Option<Multihash>, keys_only: bool) -> Outcome<Pages> {
+        let after = after.map(|after| after.as_bytes().to_vec()).unwrap_or_default().into();
+        let request = v1::ExportBlocksRequest { after, keys_only, ..v1::ExportBlocksRequest::default() };
+        Ok(Pages::of(access.admin().export_blocks(request).await?.into_inner()))
+    }
+
+    fn of(stream: tonic::Streaming<v1::ExportBlocksResponse>) -> Pages {
+        Pages { stream, complete: false }
+    }
+
+    /// The next blocks; `None` at the end.
+    async fn next(&mut self) -> Outcome<Option<Vec<(Multihash, v1::Block)>>> {
+        loop {
+            let Some(page) = self.stream.message().await? else {
+                return match self.complete {
+                    true => Ok(None),
+                    false => Err(Failure::new("the node stopped in the middle of its blocks: look at its log")),
+                };
+            };
+            self.complete = page.complete;
+            if !page.blocks.is_empty() {
+                let parse = |block: v1::Block| Ok((Multihash::parse(&block.multihash)?, block));
+                return Ok(Some(page.blocks.into_iter().map(parse).collect::<Outcome<_>>()?));
+            }
+        }
+    }
+}

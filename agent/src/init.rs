@@ -1,0 +1,56 @@
+//! `basalt init`: makes a node.
+
+use std::path::Path;
+
+use basalt_blockstore::Durability as Class;
+use basalt_node::{
+    Config, Host, Node,
+    layout::{self, InitOptions},
+};
+use serde_json::json;
+
+use crate::{
+    cli::{Durability, Init},
+    config,
+    exit::{Failure, Outcome},
+    status::promise,
+};
+
+/// Makes a node in an empty or missing folder, and says what it promises.
+pub fn init(node: &Path, options: &Init) -> Outcome {
+    if !options.paths.is_empty() && options.shards.is_some_and(|shards| shards as usize != options.paths.len()) {
+        return Err(Failure::usage(format!(
+            "--shards {} and {} times --path contradict each other: every --path is one shard, so leave --shards out",
+            options.shards.unwrap_or_default(),
+            options.paths.len()
+        )));
+    }
+    let durability = match options.durability {
+        Durability::Strict => Class::Strict,
+        Durability::Ordered => Class::Ordered,
+        Durability::Relaxed => Class::Relaxed,
+    };
+    let file = layout::init(
+        node,
+        &InitOptions {
+            node_id: options.node_id.as_deref().map(str::parse).transpose()?,
+            shard_paths: options.paths.clone(),
+            shards: options.shards.unwrap_or(1) as usize,
+            durability,
+            ..InitOptions::default()
+        },
+    )?;
+    // Opened once: what makes the stores happens here, where somebody reads the error, and a node can be looked at before it was served.
+    Node::open(node, Config::load(node, &[config::SETTINGS])?, Host::Agent).and_then(|node| node.close())?;
+    let shown = std::path::absolute(node).unwrap_or_else(|_| node.to_path_buf());
+    if options.json {
+        println!(
+            "{}",
+            json!({ "node_id": file.node_id.as_str(), "path": shown, "shards": file.shards.len(), "durability": durability.name() })
+        );
+        return Ok(());
+    }
+    println!("made node {} in {}", file.node_id, shown.display());
+    println!("{} shards, durability {durability}: {}", file.shards.len(), promise(durability.name()));
+    Ok(())
+}

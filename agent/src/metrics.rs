@@ -1,0 +1,149 @@
+//! The node's state as Prometheus metrics: read from its status when they are asked for, so nothing is counted twice or goes stale.
+
+use basalt_proto::v1::StatusResponse;
+use prometheus::{Encoder, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+/// The text of `/metrics`.
+pub fn text(status: &StatusResponse) -> Result<String, prometheus::Error> {
+    let registry = Registry::new();
+    info(&registry, status)?;
+    node(&registry, status)?;
+    shards(&registry, status)?;
+    clients(&registry, status)?;
+    let mut families = registry.gather();
+    // What the prometheus crate counts of this process: memory, processor time, open files.
+    families.extend(prometheus::gather());
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&families, &mut text)?;
+    String::from_utf8(text).map_err(|err| prometheus::Error::Msg(err.to_string()))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str, value: u64) -> Result<(), prometheus::Error> {
+    let gauge = IntGauge::new(name, help)?;
+    gauge.set(signed(value));
+    registry.register(Box::new(gauge))
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn info(registry: &Registry, status: &StatusResponse) -> Result<(), prometheus::Error> {
+    let labels = ["node_id", "version", "host", "durability"];
+    let info = IntGaugeVec::new(Opts::new("basalt_info", "Always 1; what serves which node."), &labels)?;
+    info.with_label_values(&[&status.node_id, &status.version, &status.host, &status.durability]).set(1);
+    registry.register(Box::new(info))?;
+    let state = IntGaugeVec::new(Opts::new("basalt_state", "1 for the state that the node is in."), &["state"])?;
+    for name in ["serving", "read-only", "fenced", "migrating"] {
+        state.with_label_values(&[name]).set(i64::from(status.state == name));
+    }
+    registry.register(Box::new(state))
+}
+
+fn node(registry: &Registry, status: &StatusResponse) -> Result<(), prometheus::Error> {
+    let uptime = prometheus::Gauge::new("basalt_uptime_seconds", "Time since the node was opened.")?;
+    uptime.set(status.uptime_ms as f64 / 1000.0);
+    registry.register(Box::new(uptime))?;
+    gauge(
+        registry,
+        "basalt_disk_usage_bytes",
+        "Live bytes of blocks and other keys, as Kubo's gc sees them.",
+        status.disk_usage_bytes,
+    )?;
+    gauge(
+        registry,
+        "basalt_node_allocated_bytes",
+        "Bytes that all of the node's files hold on disk.",
+        status.allocated_bytes,
+    )?;
+    let keyspace = status.keyspace.unwrap_or_default();
+    gauge(registry, "basalt_keyspace_keys", "Live keys that are no blocks.", keyspace.keys)?;
+    gauge(registry, "basalt_keyspace_bytes", "Bytes of their values.", keyspace.bytes)?;
+    gauge(
+        registry,
+        "basalt_keyspace_allocated_bytes",
+        "Bytes that the keyspace's log holds on disk.",
+        keyspace.allocated_bytes,
+    )?;
+    gauge(registry, "basalt_keyspace_segments", "Segment files of the keyspace.", keyspace.segments)?;
+    gauge(
+        registry,
+        "basalt_keyspace_dead_bytes",
+        "Bytes of dead records of the keyspace that are not given back.",
+        keyspace.dead_bytes,
+    )?;
+    let conditions = IntGaugeVec::new(
+        Opts::new("basalt_condition", "1 for each condition that `basalt status` shows."),
+        &["name", "severity"],
+    )?;
+    for condition in &status.conditions {
+        conditions.with_label_values(&[&condition.name, &condition.severity]).set(1);
+    }
+    registry.register(Box::new(conditions))
+}
+
+fn shards(registry: &Registry, status: &StatusResponse) -> Result<(), prometheus::Error> {
+    type Field = fn(&basalt_proto::v1::status_response::Shard) -> u64;
+    let fields: [(&str, &str, Field); 8] = [
+        ("basalt_blocks", "Live blocks.", |shard| shard.blocks),
+        ("basalt_block_bytes", "Bytes of live blocks.", |shard| shard.bytes),
+        ("basalt_allocated_bytes", "Bytes that the segment files hold on disk.", |shard| shard.allocated_bytes),
+        ("basalt_segments", "Segment files.", |shard| shard.segments),
+        ("basalt_dead_bytes", "Bytes of dead records that are not given back.", |shard| shard.dead_bytes),
+        ("basalt_unflushed_bytes", "Bytes written and not yet known to be durable.", |shard| shard.unflushed_bytes),
+        ("basalt_available_bytes", "Bytes that the file system has left.", |shard| shard.available_bytes),
+        ("basalt_shard_serving", "1 where the shard takes writes.", |shard| u64::from(shard.state == "serving")),
+    ];
+    for (name, help, field) in fields {
+        let family = IntGaugeVec::new(Opts::new(name, help), &["shard"])?;
+        for shard in &status.shards {
+            family.with_label_values(&[&shard.id.to_string()]).set(signed(field(shard)));
+        }
+        registry.register(Box::new(family))?;
+    }
+    Ok(())
+}
+
+fn clients(registry: &Registry, status: &StatusResponse) -> Result<(), prometheus::Error> {
+    let family = GaugeVec::new(
+        Opts::new("basalt_clients", "Connected clients by what they said they are here for."),
+        &["role"],
+    )?;
+    for client in &status.clients {
+        let role = if client.role.is_empty() { "unknown" } else { &client.role };
+        family.with_label_values(&[role]).inc();
+    }
+    registry.register(Box::new(family))
+}
+
+#[cfg(test)]
+mod tests {
+    use basalt_proto::v1::status_response::{Client, Shard};
+
+    use super::*;
+
+    #[test]
+    fn every_shard_has_its_own_line_and_names_have_units() {
+        let status = StatusResponse {
+            node_id: "ab".into(),
+            state: "serving".into(),
+            shards: (0..3)
+                .map(|id| Shard { id, blocks: 10 + u64::from(id), state: "serving".into(), ..Shard::default() })
+                .collect(),
+            clients: vec![Client { role: "root".into(), ..Client::default() }; 2],
+            disk_usage_bytes: 77,
+            ..StatusResponse::default()
+        };
+        let text = text(&status).unwrap();
+        for line in [
+            "basalt_blocks{shard=\"2\"} 12",
+            "basalt_disk_usage_bytes 77",
+            "basalt_state{state=\"serving\"} 1",
+            "basalt_state{state=\"fenced\"} 0",
+            "basalt_clients{role=\"root\"} 2",
+            "# TYPE basalt_unflushed_bytes gauge",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+        }
+    }
+}

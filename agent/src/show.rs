@@ -1,0 +1,57 @@
+//! `basalt config check` and `show`.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::{
+    cli::{Cli, ConfigSource},
+    config::{Loaded, TABLES},
+    exit::{Exit, Failure, Outcome},
+};
+
+/// Says what is wrong in a file; the environment is left out, it belongs to this shell and not to the file.
+pub fn check(cli: &Cli, file: Option<&Path>) -> Outcome {
+    let path = match file {
+        Some(file) => file.to_path_buf(),
+        None => cli.node()?.join(basalt_node::config::FILE_NAME),
+    };
+    let text = std::fs::read_to_string(&path).map_err(|err| Failure::io(format!("read {}", path.display()), err))?;
+    match Loaded::check(path.clone(), &text, &|_| None) {
+        Ok(_) => {
+            println!("{} is right", path.display());
+            Ok(())
+        }
+        Err(err) => Err(Failure { exit: Exit::Failure, message: format!("the config is wrong:\n{err}") }),
+    }
+}
+
+/// Every setting, and who set it.
+pub fn show(node: &Path, source: &ConfigSource, as_json: bool) -> Outcome {
+    let loaded = Loaded::load(node, source)?;
+    let settings = || TABLES.iter().flat_map(|table| table.iter());
+    if as_json {
+        let rows: Vec<_> = settings()
+            .map(|setting| {
+                json!({
+                    "section": setting.section,
+                    "key": setting.key,
+                    "value": loaded.settings.get(setting.section, setting.key).map(ToString::to_string),
+                    "from": loaded.origin(setting, source),
+                })
+            })
+            .collect();
+        println!("{}", json!({ "file": loaded.path, "settings": rows }));
+        return Ok(());
+    }
+    let mut section = "";
+    for setting in settings() {
+        if setting.section != section {
+            println!("{}[{}]", if section.is_empty() { "" } else { "\n" }, setting.section);
+            section = setting.section;
+        }
+        let Some(value) = loaded.settings.get(setting.section, setting.key) else { continue };
+        println!("{:<45} # {}", format!("{} = {value}", setting.key), loaded.origin(setting, source));
+    }
+    Ok(())
+}
