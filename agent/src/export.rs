@@ -202,13 +202,14 @@ async fn require(access: &mut Access, root: &Cid) -> Outcome {
         keys_only: true,
         ..v1::ExportBlocksRequest::default()
     };
-    let mut answer = access.admin().export_blocks(request).await?.into_inner();
-    while let Some(page) = answer.message().await? {
-        if !page.blocks.is_empty() {
-            return Ok(());
-        }
+    let absent = || Failure::absent(format!("the node does not hold the root {root}: nothing was written"));
+    let answer = async { Pages::of(access.admin().export_blocks(request).await?.into_inner()).next().await };
+    match answer.await {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(absent()),
+        Err(failure) if failure.exit == Exit::Absent => Err(absent()),
+        Err(failure) => Err(failure),
     }
-    Err(Failure::absent(format!("the node does not hold the root {root}: nothing was written")))
 }
 
 /// `basalt export flatfs`.
