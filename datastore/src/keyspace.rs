@@ -36,7 +36,7 @@ pub(crate) enum Change {
 }
 
 impl Change {
-    fn key(&self) -> &Key {
+    pub(crate) fn key(&self) -> &Key {
         match self {
             Change::Put { key, .. } | Change::Delete { key } | Change::Expire { key, .. } => key,
         }

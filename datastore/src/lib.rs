@@ -135,6 +135,11 @@ impl Stores {
         Ok(())
     }
 
+    /// Whether a key is too long to be there, so that removing it has nothing to do.
+    fn is_never_there(&self, key: &Key) -> bool {
+        key.as_str().len() > self.options.store.key_bytes_max && key.block().is_none()
+    }
+
     /// Whether these changes must wait for the blocks acknowledged before them. An error where they can't go on at all: a shard that is fenced may have lost
     /// what they refer to (STORE 2). In `strict` it can't: what it acknowledged is durable.
     fn must_pass_barrier(&self, changes: &[Change]) -> Result<bool> {
@@ -234,6 +239,7 @@ impl Datastore {
         self.stores.check_writable()?;
         match key.block() {
             Some(block) => self.submit_block_deletes(vec![block]),
+            None if self.stores.is_never_there(key) => Ok(Ticket::ready(Ok(()))),
             None => self.submit_changes(vec![Change::Delete { key: key.clone() }]),
         }
     }
@@ -243,6 +249,7 @@ impl Datastore {
         self.stores.check_writable()?;
         match key.block() {
             Some(block) => self.delete_blocks(&[block]),
+            None if self.stores.is_never_there(key) => Ok(()),
             None => self.change(vec![Change::Delete { key: key.clone() }]),
         }
     }
@@ -267,7 +274,8 @@ impl Datastore {
             );
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
-        let plan = Plan::of(ops);
+        let mut plan = Plan::of(ops);
+        plan.changes.retain(|change| !self.stores.is_never_there(change.key()));
         let mut tickets = Vec::new();
         if !plan.block_puts.is_empty() {
             let blocks: Vec<(&Multihash, &[u8])> =

@@ -161,7 +161,9 @@ impl Later {
         self.shared.lock().stopped = true;
         self.shared.changed.notify_one();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // The thread itself comes here where a callback that it runs lets go of the datastore: then it ends by itself.
         if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
             && thread.join().is_err()
         {
             tracing::error!("the thread that orders metadata behind blocks has panicked");

@@ -59,7 +59,7 @@ fn scrub_shard(stores: &Stores, shard: &Shard, damage: &mut Damage) -> Result<()
             }
             match shard.get(&key, &mut value) {
                 Ok(()) if verify_digest(&key, &value) == Digest::Differs => {
-                    damage.note(Key::of_block(&key).to_string(), "its value does not hash to its key".into());
+                    damage.note(Key::of_block(&key).to_string(), "its bytes do not hash to it".into());
                 }
                 // Gone since, or quarantined: the check of the log has said so.
                 Ok(()) => {}

@@ -40,6 +40,7 @@ fn a_value_key_or_batch_above_its_limit_is_refused_by_the_limits_name() {
     refused(store.put(&long, b""), ErrorKind::TooLarge, &["61 bytes", "60", "key_bytes_max"]);
     assert_eq!(get(&store, &long), None);
     store.delete(&long).unwrap();
+    store.batch(vec![BatchOp::Delete(long)]).unwrap();
     store.put(&key(&"x".repeat(59)), b"").unwrap();
     store.delete(&key(&"x".repeat(59))).unwrap();
     let batch = (0..4).map(|i| BatchOp::Put(key(&format!("/{i}")), vec![0; 80])).collect();
@@ -171,5 +172,5 @@ fn scrub_finds_a_block_that_does_not_hash_to_its_key() {
     store.scrub().unwrap();
     store.put(&of(b"what it should be"), b"something else").unwrap();
     let bad = of(b"what it should be");
-    refused(store.scrub(), ErrorKind::Corrupt, &["damaged keys: 1", bad.as_str(), "does not hash", "replica"]);
+    refused(store.scrub(), ErrorKind::Corrupt, &["damaged keys: 1", bad.as_str(), "hash to", "replica"]);
 }
