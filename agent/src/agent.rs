@@ -316,7 +316,7 @@ impl Served {
 
 impl Observed for Served {
     async fn metrics(&self) -> Result<String, String> {
-        metrics::text(&self.status().await?).map_err(|err| err.to_string())
+        metrics::text(&self.status().await?, &self.0.calls().snapshot()).map_err(|err| err.to_string())
     }
 
     async fn unready(&self) -> Vec<String> {

@@ -1,16 +1,21 @@
 //! The node's state as Prometheus metrics: read from its status when they are asked for, so nothing is counted twice or goes stale.
 
+use basalt_node::calls::{BOUNDS_US, CallStats};
 use basalt_proto::v1::StatusResponse;
-use prometheus::{Encoder, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    proto::{Bucket, Counter, Histogram, LabelPair, Metric, MetricFamily, MetricType},
+};
 
 /// The text of `/metrics`.
-pub fn text(status: &StatusResponse) -> Result<String, prometheus::Error> {
+pub fn text(status: &StatusResponse, calls: &[CallStats]) -> Result<String, prometheus::Error> {
     let registry = Registry::new();
     info(&registry, status)?;
     node(&registry, status)?;
     shards(&registry, status)?;
     clients(&registry, status)?;
     let mut families = registry.gather();
+    families.extend(requests(calls));
     // What the prometheus crate counts of this process: memory, processor time, open files.
     families.extend(prometheus::gather());
     let mut text = Vec::new();
@@ -116,6 +121,60 @@ fn clients(registry: &Registry, status: &StatusResponse) -> Result<(), prometheu
     registry.register(Box::new(family))
 }
 
+/// Counts and durations of calls: the node counts them, so these families are made here from what it counted.
+fn requests(calls: &[CallStats]) -> Vec<MetricFamily> {
+    let label = |name: &str, value: &str| {
+        let mut label = LabelPair::default();
+        label.set_name(name.to_owned());
+        label.set_value(value.to_owned());
+        label
+    };
+    let labels = |stats: &CallStats| vec![label("service", stats.service), label("method", stats.method)];
+    let (mut counts, mut durations) = (Vec::new(), Vec::new());
+    for stats in calls {
+        for (outcome, count) in &stats.outcomes {
+            let mut labels = labels(stats);
+            labels.push(label("outcome", outcome));
+            let mut counter = Counter::default();
+            counter.set_value(*count as f64);
+            let mut metric = Metric::from_label(labels);
+            metric.set_counter(counter);
+            counts.push(metric);
+        }
+        let mut below = 0;
+        let buckets = BOUNDS_US.iter().zip(&stats.buckets).map(|(bound_us, count)| {
+            below += count;
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(*bound_us as f64 / 1e6);
+            bucket.set_cumulative_count(below);
+            bucket
+        });
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(stats.buckets.iter().sum());
+        histogram.set_sample_sum(stats.sum_us as f64 / 1e6);
+        let mut metric = Metric::from_label(labels(stats));
+        metric.set_histogram(histogram);
+        durations.push(metric);
+    }
+    let family = |name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>| {
+        let mut family = MetricFamily::default();
+        family.set_name(name.to_owned());
+        family.set_help(help.to_owned());
+        family.set_field_type(kind);
+        family.set_metric(metrics);
+        family
+    };
+    let mut families = Vec::new();
+    if !calls.is_empty() {
+        let help = "Calls of the node's sockets by how they ended: ok, the name of an error kind, or transport.";
+        families.push(family("basalt_requests_total", help, MetricType::COUNTER, counts));
+        let help = "Time from a call's arrival to its answer; for a put with the wait for its durability, for a stream to its begin.";
+        families.push(family("basalt_request_duration_seconds", help, MetricType::HISTOGRAM, durations));
+    }
+    families
+}
+
 #[cfg(test)]
 mod tests {
     use basalt_proto::v1::status_response::{Client, Shard};
@@ -134,7 +193,16 @@ mod tests {
             disk_usage_bytes: 77,
             ..StatusResponse::default()
         };
-        let text = text(&status).unwrap();
+        let mut buckets = vec![0; BOUNDS_US.len() + 1];
+        (buckets[1], buckets[5], buckets[BOUNDS_US.len()]) = (2, 1, 1);
+        let calls = [CallStats {
+            service: "Datastore",
+            method: "Get",
+            outcomes: vec![("ok", 3), ("NotFound", 1)],
+            buckets,
+            sum_us: 1_500_000,
+        }];
+        let text = text(&status, &calls).unwrap();
         for line in [
             "basalt_blocks{shard=\"2\"} 12",
             "basalt_disk_usage_bytes 77",
@@ -142,6 +210,11 @@ mod tests {
             "basalt_state{state=\"fenced\"} 0",
             "basalt_clients{role=\"root\"} 2",
             "# TYPE basalt_unflushed_bytes gauge",
+            "basalt_requests_total{service=\"Datastore\",method=\"Get\",outcome=\"NotFound\"} 1",
+            "basalt_request_duration_seconds_bucket{service=\"Datastore\",method=\"Get\",le=\"0.000025\"} 0",
+            "basalt_request_duration_seconds_bucket{service=\"Datastore\",method=\"Get\",le=\"0.001\"} 3",
+            "basalt_request_duration_seconds_bucket{service=\"Datastore\",method=\"Get\",le=\"+Inf\"} 4",
+            "basalt_request_duration_seconds_sum{service=\"Datastore\",method=\"Get\"} 1.5",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
         }

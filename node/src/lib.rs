@@ -20,6 +20,7 @@
 //! The stores are synchronous and have threads of their own; tokio serves. Exactly one process owns a node's stores at a time
 //! ([`lock`]). What a client of the data socket can do is [`basalt_proto::v1`]'s `Datastore`; `Admin` is on the other socket only.
 
+pub mod calls;
 pub mod client;
 pub mod clients;
 pub mod config;

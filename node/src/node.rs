@@ -16,6 +16,7 @@ use basalt_proto::v1;
 use tokio::sync::watch;
 
 use crate::{
+    calls::Calls,
     clients::Clients,
     config::{self, Config},
     grpc,
@@ -38,6 +39,7 @@ pub struct Node {
     incarnation: [u8; 16],
     opened: Instant,
     clients: Arc<Clients>,
+    calls: Arc<Calls>,
     sockets: Mutex<Option<Paths>>,
     hand_over: watch::Sender<Option<String>>,
     background: Mutex<Option<Background>>,
@@ -96,6 +98,7 @@ impl Node {
             incarnation: layout::random_bytes()?,
             opened: Instant::now(),
             clients: Clients::new(),
+            calls: Arc::default(),
             sockets: Mutex::default(),
             hand_over: watch::Sender::new(None),
             background: Mutex::new(background),
@@ -157,6 +160,11 @@ impl Node {
     /// Who is connected.
     pub fn clients(&self) -> &Arc<Clients> {
         &self.clients
+    }
+
+    /// What was asked of it, and how long that took.
+    pub fn calls(&self) -> &Arc<Calls> {
+        &self.calls
     }
 
     /// Where it is served, while it is.

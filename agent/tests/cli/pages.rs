@@ -22,9 +22,12 @@ fn metrics_and_health_are_on_loopback() {
     let ready = http(address, "/readyz").unwrap();
     assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
     let metrics = http(address, "/metrics").unwrap();
-    for part in
-        ["basalt_blocks{shard=\"0\"} 9\n", "basalt_state{state=\"serving\"} 1\n", "process_resident_memory_bytes "]
-    {
+    for part in [
+        "basalt_blocks{shard=\"0\"} 9\n",
+        "basalt_state{state=\"serving\"} 1\n",
+        "process_resident_memory_bytes ",
+        "basalt_requests_total{service=\"Admin\",method=\"ImportBlocks\",outcome=\"ok\"} 2\n",
+    ] {
         assert!(metrics.contains(part), "{part} is not in {metrics}");
     }
 }

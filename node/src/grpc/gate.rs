@@ -4,6 +4,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -16,7 +17,10 @@ use tonic::{
 };
 
 use super::status::{HANDSHAKE, KIND};
-use crate::clients::Connection;
+use crate::{
+    calls::{Begun, Calls},
+    clients::Connection,
+};
 
 const HANDSHAKE_PATH: &str = "/basalt.v1.Datastore/Handshake";
 
@@ -24,16 +28,17 @@ const HANDSHAKE_PATH: &str = "/basalt.v1.Datastore/Handshake";
 #[derive(Clone, Debug)]
 pub(crate) struct Gate<S> {
     inner: S,
+    calls: Arc<Calls>,
     needs_handshake: bool,
 }
 
 impl<S> Gate<S> {
-    pub(crate) fn data(inner: S) -> Gate<S> {
-        Gate { inner, needs_handshake: true }
+    pub(crate) fn data(inner: S, calls: Arc<Calls>) -> Gate<S> {
+        Gate { inner, calls, needs_handshake: true }
     }
 
-    pub(crate) fn admin(inner: S) -> Gate<S> {
-        Gate { inner, needs_handshake: false }
+    pub(crate) fn admin(inner: S, calls: Arc<Calls>) -> Gate<S> {
+        Gate { inner, calls, needs_handshake: false }
     }
 
     fn refusal(&self, request: &http::Request<Body>) -> Option<Status> {
@@ -66,7 +71,10 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         match self.refusal(&request) {
             Some(status) => Answer::Refused(Some(Box::new(status))),
-            None => Answer::Served(Box::pin(self.inner.call(request))),
+            None => {
+                let begun = Calls::begin(request.uri().path());
+                Answer::Served(Box::pin(self.inner.call(request)), begun, self.calls.clone())
+            }
         }
     }
 }
@@ -74,7 +82,7 @@ where
 /// The answer to a call.
 pub(crate) enum Answer<F> {
     Refused(Option<Box<Status>>),
-    Served(Pin<Box<F>>),
+    Served(Pin<Box<F>>, Begun, Arc<Calls>),
 }
 
 impl<F> Future for Answer<F>
@@ -89,12 +97,22 @@ where
                 let status = status.take().map_or_else(|| Status::internal("polled again"), |status| *status);
                 Poll::Ready(Ok(status.into_http()))
             }
-            Answer::Served(answer) => {
+            Answer::Served(answer, begun, calls) => {
                 let mut response = ready!(answer.as_mut().poll(cx))?;
                 name_kind(&mut response);
+                calls.end(*begun, outcome(&response));
                 Poll::Ready(Ok(response))
             }
         }
+    }
+}
+
+/// How a call ended, as far as the head of its answer says.
+fn outcome<B>(response: &http::Response<B>) -> Result<(), Option<ErrorKind>> {
+    let headers = response.headers();
+    match headers.get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes())) {
+        None | Some(Code::Ok) => Ok(()),
+        Some(_) => Err(headers.get(KIND).and_then(|kind| kind.to_str().ok()).and_then(ErrorKind::from_name)),
     }
 }
 

@@ -44,13 +44,13 @@ fn message_bytes_max(node: &Node) -> usize {
 pub(crate) fn data(node: &Arc<Node>) -> Gate<DatastoreServer<Data>> {
     let max = message_bytes_max(node);
     let service = DatastoreServer::new(Data::new(node.clone()));
-    Gate::data(service.max_decoding_message_size(max).max_encoding_message_size(max))
+    Gate::data(service.max_decoding_message_size(max).max_encoding_message_size(max), node.calls().clone())
 }
 
 pub(crate) fn admin(node: &Arc<Node>) -> Gate<AdminServer<admin::Admin>> {
     let max = message_bytes_max(node);
     let service = AdminServer::new(admin::Admin::new(node.clone()));
-    Gate::admin(service.max_decoding_message_size(max).max_encoding_message_size(max))
+    Gate::admin(service.max_decoding_message_size(max).max_encoding_message_size(max), node.calls().clone())
 }
 
 /// Awaits what a write's durability class promises.
