@@ -206,6 +206,7 @@ func putAll(k kind, blocks []block, writers int) (float64, error) {
 // reads measures Get and Has on stores that stay open over all rounds.
 func reads(stores []kind, large, present, absent []block) ([]*measured, error) {
 	ctx := context.Background()
+	stores = slices.DeleteFunc(slices.Clone(stores), func(k kind) bool { return k.writesOnly })
 	open := map[string]ds.Batching{}
 	for _, k := range stores {
 		folder, err := os.MkdirTemp(*dir, "basalt-bench-")

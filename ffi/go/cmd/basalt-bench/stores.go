@@ -24,6 +24,7 @@ import (
 type kind struct {
 	name       string
 	durability string
+	writesOnly bool // it reads as another one here does
 	open       func(folder string) (store ds.Batching, closeStore func() error, err error)
 }
 
@@ -32,10 +33,10 @@ const baseline = "flatfs, sync"
 
 func kinds() []kind {
 	return []kind{
-		{baseline, "each Put", openFlatfs(true)},
-		{"flatfs, no sync", "none: its Sync does nothing", openFlatfs(false)},
-		{"Basalt, gRPC, strict", "strict", openAgent("strict")},
-		{"Basalt, gRPC, ordered", "ordered", openAgent("ordered")},
+		{name: baseline, durability: "each Put", open: openFlatfs(true)},
+		{name: "flatfs, no sync", durability: "none: its Sync does nothing", open: openFlatfs(false), writesOnly: true},
+		{name: "Basalt, gRPC, strict", durability: "strict", open: openAgent("strict")},
+		{name: "Basalt, gRPC, ordered", durability: "ordered", open: openAgent("ordered"), writesOnly: true},
 	}
 }
 
