@@ -104,9 +104,11 @@ func (b *batch) send(ctx context.Context, s *session) fault {
 			return fault{err: err}
 		}
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	rpc, end := patient(ctx)
+	defer end()
+	rpc, cancel := context.WithCancel(rpc)
 	defer cancel()
-	stream, err := s.rpc.Batch(ctx)
+	stream, err := s.rpc.Batch(rpc)
 	if err != nil {
 		return judge(ctx, "commit", "", err, nil, s.broken.Load())
 	}

@@ -8,6 +8,9 @@
 // it is on stable storage before any later change of pins, MFS or names is, and at Sync; under `relaxed` at Sync. Close makes what
 // this datastore wrote durable, in every class.
 //
+// A cancelled context ends waiting for an agent that is away at once, and a call that the agent is answering after a few seconds: like
+// stores in Kubo's own process, it serves callers that tidy up with a context that is cancelled already.
+//
 // It is not: a cache, or a way to Admin.
 package datastore
 
@@ -22,6 +25,7 @@ import (
 	"basalt.dev/go/internal/basaltv1"
 	ds "github.com/ipfs/go-datastore"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 )
 
 // Datastore is a view of a node: all of it, or the part below a mountpoint. Safe for use by many goroutines.
@@ -294,7 +298,14 @@ func (d *Datastore) chore(ctx context.Context, op string, f func(context.Context
 	if d.secondary() {
 		return nil
 	}
-	return d.node.call(ctx, op, "", f)
+	// These may take hours, so a cancelled caller ends them at once.
+	return d.node.try(ctx, op, "", func(ctx context.Context, s *session) fault {
+		var trailer metadata.MD
+		if err := f(ctx, s, grpc.Trailer(&trailer)); err != nil {
+			return judge(ctx, op, "", err, trailer, s.broken.Load())
+		}
+		return fault{}
+	})
 }
 
 // SetTTL lets key expire when ttl has passed from now. Not for blocks: ErrUnsupported.

@@ -55,6 +55,7 @@ const (
 	retryDefault     = 30 * time.Second
 	startMax         = 5 * time.Minute // recovery of a large node takes a while; the agent says in its log how far it is
 	handshakeMax     = 20 * time.Second
+	grace            = 5 * time.Second // for a call whose caller has been cancelled, while the agent answers
 	backoffMin       = 10 * time.Millisecond
 	backoffMax       = time.Second
 	protocol         = 1
@@ -79,6 +80,7 @@ type Node struct {
 	slots []slot
 
 	deletes deletes
+	outage  atomic.Bool // the agent was found away, and that was logged once
 
 	mu     sync.Mutex
 	roles  map[string]int // open views by role
@@ -223,13 +225,27 @@ func (n *Node) others(role string) bool {
 // call runs f on a connection, and again on a new one while the connection is lost under it, for at most the configured time.
 func (n *Node) call(ctx context.Context, op, key string, f func(context.Context, *session, ...grpc.CallOption) error) error {
 	return n.try(ctx, op, key, func(ctx context.Context, s *session) fault {
+		rpc, end := patient(ctx)
+		defer end()
 		var trailer metadata.MD
-		err := f(ctx, s, grpc.Trailer(&trailer))
+		err := f(rpc, s, grpc.Trailer(&trailer))
 		if err == nil {
 			return fault{}
 		}
 		return judge(ctx, op, key, err, trailer, s.broken.Load())
 	})
+}
+
+// patient returns the context for one rpc. A cancelled caller waits for no agent that is away, but one that answers is let to end the
+// call, within grace: Kubo saves its provide queue with a context that it has cancelled itself, as every store in its own process
+// allows, and a Put that is cut off in the middle leaves nobody wiser.
+func patient(ctx context.Context) (rpc context.Context, end func()) {
+	if ctx.Done() == nil {
+		return ctx, func() {}
+	}
+	rpc, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	unbind := context.AfterFunc(ctx, func() { time.AfterFunc(grace, cancel) })
+	return rpc, func() { unbind(); cancel() }
 }
 
 // try is the loop under every call: f says by its fault whether the connection was lost.
@@ -266,7 +282,9 @@ func (n *Node) try(ctx context.Context, op, key string, f func(context.Context, 
 		}
 		if since.IsZero() {
 			since = time.Now()
-			slog.Warn("basalt: the agent is away; trying again", "socket", n.socket(), "op", op, "error", err)
+			if !n.outage.Swap(true) {
+				slog.Warn("basalt: the agent is away; trying again", "socket", n.socket(), "op", op, "error", err)
+			}
 		}
 		wait := backoff/2 + mathrand.N(backoff)
 		if time.Since(since)+wait > n.cfg.Retry {
@@ -369,6 +387,9 @@ func (n *Node) run(sl *slot, at *attempt) {
 			at.session, at.err = nil, &Error{Closed, "", "", "the datastore is closed"}
 		} else {
 			sl.current = at.session
+			if n.outage.Swap(false) {
+				slog.Info("basalt: the agent is back", "socket", n.socket())
+			}
 		}
 	}
 	sl.mu.Unlock()

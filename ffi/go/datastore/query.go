@@ -188,13 +188,15 @@ func (s *stream) begin(ctx context.Context) error {
 	n := s.d.node
 	return n.try(ctx, "query", s.req.Prefix, func(ctx context.Context, on *session) fault {
 		rpc, stop := context.WithCancel(s.ctx)
-		unbind := context.AfterFunc(ctx, stop)
+		asked, end := patient(ctx)
+		unbind := context.AfterFunc(asked, stop)
 		recv, err := on.rpc.Query(rpc, s.req)
 		var chunk *basaltv1.QueryResponse
 		if err == nil {
 			chunk, err = recv.Recv()
 		}
 		unbind()
+		end()
 		if err == io.EOF {
 			stop()
 			return fault{err: s.cut(errors.New("it ended without saying that it is complete"))}

@@ -111,21 +111,68 @@ func TestAnErrorOfTheNodeIsNotTriedAgain(t *testing.T) {
 	}
 }
 
-func TestACancelledCallReturnsTheContextsError(t *testing.T) {
+func TestACancelledCallerWaitsForNoAgentThatIsAway(t *testing.T) {
 	f := newFake(t)
 	d := f.open()
+	f.stop()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
+	began := time.Now()
 	if _, err := d.Get(ctx, ds.NewKey("/a")); err != context.Canceled {
 		t.Fatalf("got %v", err)
 	}
-	f.stop()
 	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := d.Get(ctx, ds.NewKey("/a")); err != context.DeadlineExceeded {
 		t.Fatalf("got %v", err)
 	}
+	if time.Since(began) > 5*time.Second {
+		t.Errorf("it took %s", time.Since(began))
+	}
 	f.start()
+}
+
+// Kubo saves its provide queue at shutdown with a context that is cancelled already.
+func TestACancelledCallerIsServedByAnAgentThatAnswers(t *testing.T) {
+	f := newFake(t)
+	d := f.open()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	k := ds.NewKey("/a")
+	must(t, d.Put(ctx, k, []byte("1")))
+	if v, err := d.Get(ctx, k); err != nil || string(v) != "1" {
+		t.Fatalf("got %q, %v", v, err)
+	}
+	r, err := d.Query(ctx, query.Query{KeysOnly: true})
+	must(t, err)
+	if entries, err := r.Rest(); err != nil || len(entries) != 1 {
+		t.Fatalf("%d entries, %v", len(entries), err)
+	}
+	b, err := d.Batch(ctx)
+	must(t, err)
+	must(t, b.Delete(ctx, k))
+	must(t, b.Commit(ctx))
+	must(t, d.Sync(ctx, ds.NewKey("/")))
+}
+
+func TestACancelledCallerIsLetGoByAnAgentThatHangs(t *testing.T) {
+	f := newFake(t)
+	d := f.open()
+	release := make(chan struct{})
+	f.mu.Lock()
+	f.fail = func(method string) error {
+		if method == "Get" {
+			<-release
+		}
+		return nil
+	}
+	f.mu.Unlock()
+	defer close(release)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := d.Get(ctx, ds.NewKey("/a")); err != context.DeadlineExceeded {
+		t.Fatalf("got %v", err)
+	}
 }
 
 func TestADeleteWhoseOutcomeIsUnknownIsSentAgain(t *testing.T) {
