@@ -31,7 +31,6 @@ impl Cid {
     }
 
     /// The codec, as in the multicodec table; dag-pb for a CIDv0.
-    #[cfg(test)]
     pub fn codec(&self) -> u64 {
         self.codec
     }

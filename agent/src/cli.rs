@@ -192,11 +192,14 @@ pub enum Import {
 /// `basalt export`.
 #[derive(Debug, Subcommand)]
 pub enum Export {
-    /// All blocks as a CARv1, in the order of their multihashes. A node knows no codecs: all CIDs are CIDv1 raw. Run it again to resume.
+    /// Blocks as a CARv1: all of them, or the DAGs below some roots.
+    ///
+    /// Without --root: all blocks in the order of their multihashes, all named as CIDv1 raw, because a node knows no codecs; run it again to
+    /// resume. With --root: the blocks that can be reached from there, each under its own CID, parents first, as `ipfs dag export` writes them.
     Car {
         /// The new file; `-` is the standard output.
         file: PathBuf,
-        /// A root to name in the header; may be given several times. All blocks are written, not only those below it.
+        /// Only what can be reached from this root (dag-pb, dag-cbor, raw); may be given several times.
         #[arg(long = "root", value_name = "CID")]
         roots: Vec<String>,
         /// Print one JSON object.

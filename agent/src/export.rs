@@ -1,9 +1,10 @@
 //! All blocks of a node into a CAR file or a flatfs folder: each hashed against its multihash on the way, resumable.
 //!
-//! A node keeps blocks by multihash and no codecs, so a CAR names all of them as CIDv1 `raw`. Kubo finds them under any codec, because its
-//! blockstore goes by multihash as well; a tool that follows links must be told the codec of its root.
+//! A node keeps blocks by multihash and no codecs, so a CAR of all blocks names them as CIDv1 `raw`. Kubo finds them under any codec,
+//! because its blockstore goes by multihash as well. Below a root the codecs are known from the links, and each block has its own CID.
 
 use std::{
+    collections::{HashSet, VecDeque},
     fs::{self, File, OpenOptions},
     io::{self, BufReader, BufWriter, Write},
     path::{Path, PathBuf},
@@ -17,7 +18,8 @@ use serde_json::json;
 use crate::{
     access::Access,
     car::{CarReader, CarWriter},
-    cid::Cid,
+    cid::{self, Cid},
+    dag,
     exit::{Exit, Failure, Outcome},
     flatfs::FlatfsWriter,
     progress::{self, Progress, Unit},
@@ -25,6 +27,11 @@ use crate::{
 
 /// How often a page is listed again because a block of it was deleted meanwhile.
 const PAGE_TRIES_MAX: u32 = 100;
+
+/// Bytes that are written at a time.
+const OUTPUT_BYTES: usize = 1 << 20;
+/// Blocks without links that are fetched in one call.
+const LEAVES_MAX: usize = 256;
 
 /// What came of an export.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -90,19 +97,18 @@ pub async fn car(node: &Path, file: &Path, roots: &[String], as_json: bool) -> O
 }
 
 async fn car_file(access: &mut Access, file: &Path, roots: &[Cid]) -> Outcome<Counts> {
-    for root in roots {
-        require(access, root).await?;
-    }
-    let total = access.status().await?.blocks;
+    let total = match roots {
+        [] => Some(access.status().await?.blocks),
+        _ => None,
+    };
     let mut counts = Counts::default();
     if file.as_os_str() == "-" {
         let failed = |err| Failure::io("write to standard output", err);
-        let mut writer = CarWriter::create(BufWriter::with_capacity(1 << 20, io::stdout()), roots).map_err(failed)?;
-        let mut bar = Progress::begin("export", Unit::Things("blocks"), Some(total));
-        let written = car_blocks(access, None, &mut writer, &mut counts, &mut bar, &failed).await;
+        let output = BufWriter::with_capacity(OUTPUT_BYTES, io::stdout());
+        let mut bar = Progress::begin("export", Unit::Things("blocks"), total);
+        let written = car_content(access, roots, None, CarTo::New(output), &mut counts, &mut bar, &failed).await;
         bar.end();
-        written?;
-        writer.into_inner().flush().map_err(failed)?;
+        written?.flush().map_err(failed)?;
         return Ok(counts);
     }
     if file.exists() {
@@ -113,26 +119,57 @@ async fn car_file(access: &mut Access, file: &Path, roots: &[Cid]) -> Outcome<Co
     }
     let partial = partial_path(file);
     let failed = |err| Failure::io(format!("write {}", partial.display()), err);
-    let (output, after) = match resume(&partial, roots, &mut counts)
-        .map_err(|failure| failure.context(partial.display()))?
-    {
-        Some((output, after)) => (CarWriter::append(output), after),
+    // Below a root the order of blocks comes from their content, so that what was written says too little about what is missing.
+    let resumed = match roots {
+        [] => resume(&partial, &mut counts).map_err(|failure| failure.context(partial.display()))?,
+        _ => None,
+    };
+    let (output, after) = match resumed {
+        Some((output, after)) => (CarTo::Old(output), after),
         None => {
             let output = OpenOptions::new().write(true).create(true).truncate(true).open(&partial).map_err(failed)?;
-            (CarWriter::create(BufWriter::with_capacity(1 << 20, output), roots).map_err(failed)?, None)
+            (CarTo::New(BufWriter::with_capacity(OUTPUT_BYTES, output)), None)
         }
     };
-    let mut writer = output;
-    let mut bar = Progress::begin("export", Unit::Things("blocks"), Some(total));
-    let written = car_blocks(access, after, &mut writer, &mut counts, &mut bar, &failed).await;
+    let mut bar = Progress::begin("export", Unit::Things("blocks"), total);
+    let written = car_content(access, roots, after, output, &mut counts, &mut bar, &failed).await;
     bar.end();
-    let file_written = writer.into_inner().into_inner().map_err(|err| failed(err.into_error()))?;
-    written.map_err(|failure| failure.context(format!("{} is not whole; run again to resume", partial.display())))?;
-    file_written.sync_all().map_err(failed)?;
+    let again = if roots.is_empty() { "run again to resume" } else { "run again to write it anew" };
+    let output = written.map_err(|failure| failure.context(format!("{} is not whole, {again}", partial.display())))?;
+    let output = output.into_inner().map_err(|err| failed(err.into_error()))?;
+    output.sync_all().map_err(failed)?;
     fs::rename(&partial, file).map_err(failed)?;
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
     Ok(counts)
+}
+
+/// Where a CAR is written to.
+enum CarTo<W> {
+    /// Nothing is there.
+    New(W),
+    /// Header and first blocks are there.
+    Old(W),
+}
+
+async fn car_content<W: Write>(
+    access: &mut Access,
+    roots: &[Cid],
+    after: Option<Multihash>,
+    to: CarTo<W>,
+    counts: &mut Counts,
+    bar: &mut Progress,
+    failed: &impl Fn(io::Error) -> Failure,
+) -> Outcome<W> {
+    let mut writer = match to {
+        CarTo::New(output) => CarWriter::create(output, roots).map_err(failed)?,
+        CarTo::Old(output) => CarWriter::append(output),
+    };
+    match roots {
+        [] => all_blocks(access, after, &mut writer, counts, bar, failed).await?,
+        _ => dag_blocks(access, roots, &mut writer, counts, bar, failed).await?,
+    }
+    Ok(writer.into_inner())
 }
 
 fn partial_path(file: &Path) -> PathBuf {
@@ -144,7 +181,7 @@ fn partial_path(file: &Path) -> PathBuf {
 type Resumed = (BufWriter<File>, Option<Multihash>);
 
 /// Opens what an export that was killed has left: every whole block in it is checked again, what is cut at its end is taken off.
-fn resume(partial: &Path, roots: &[Cid], counts: &mut Counts) -> Outcome<Option<Resumed>> {
+fn resume(partial: &Path, counts: &mut Counts) -> Outcome<Option<Resumed>> {
     let failed = |err| Failure::io("read", err);
     let file = match OpenOptions::new().read(true).write(true).open(partial) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -153,8 +190,9 @@ fn resume(partial: &Path, roots: &[Cid], counts: &mut Counts) -> Outcome<Option<
     let Ok(mut reader) = CarReader::open(BufReader::with_capacity(1 << 20, file.try_clone().map_err(failed)?)) else {
         return Ok(None);
     };
-    if reader.roots() != roots {
-        return Err(Failure::new("was begun with other --root CIDs: give the same ones, or remove that file"));
+    if !reader.roots().is_empty() {
+        // Begun for some roots: nothing of it can be used here.
+        return Ok(None);
     }
     let mut end = reader.position();
     let mut last = None;
@@ -173,10 +211,10 @@ fn resume(partial: &Path, roots: &[Cid], counts: &mut Counts) -> Outcome<Option<
     let mut file = file;
     io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(failed)?;
     eprintln!("resuming after {} blocks", counts.blocks);
-    Ok(Some((BufWriter::with_capacity(1 << 20, file), last)))
+    Ok(Some((BufWriter::with_capacity(OUTPUT_BYTES, file), last)))
 }
 
-async fn car_blocks<W: Write>(
+async fn all_blocks<W: Write>(
     access: &mut Access,
     after: Option<Multihash>,
     writer: &mut CarWriter<W>,
@@ -195,21 +233,82 @@ async fn car_blocks<W: Write>(
     Ok(())
 }
 
-/// A root that the node doesn't hold makes a CAR that nobody can use.
-async fn require(access: &mut Access, root: &Cid) -> Outcome {
-    let request = v1::ExportBlocksRequest {
-        multihashes: vec![root.multihash().as_bytes().to_vec().into()],
-        keys_only: true,
-        ..v1::ExportBlocksRequest::default()
-    };
-    let absent = || Failure::absent(format!("the node does not hold the root {root}: nothing was written"));
-    let answer = async { Pages::of(access.admin().export_blocks(request).await?.into_inner()).next().await };
-    match answer.await {
-        Ok(Some(_)) => Ok(()),
-        Ok(None) => Err(absent()),
-        Err(failure) if failure.exit == Exit::Absent => Err(absent()),
-        Err(failure) => Err(failure),
+/// Writes what can be reached from the roots, each block once, parents before what they link to.
+async fn dag_blocks<W: Write>(
+    access: &mut Access,
+    roots: &[Cid],
+    writer: &mut CarWriter<W>,
+    counts: &mut Counts,
+    bar: &mut Progress,
+    failed: &impl Fn(io::Error) -> Failure,
+) -> Outcome {
+    let mut seen: HashSet<Cid> = HashSet::new();
+    let mut next: Vec<Cid> = roots.iter().rev().cloned().collect();
+    while let Some(first) = next.pop() {
+        // Leaves that follow one another come in one call; what links further decides what comes next.
+        let mut wanted = vec![first];
+        while wanted.len() < LEAVES_MAX && wanted.iter().chain(next.last()).all(|cid| cid.codec() == cid::RAW) {
+            let Some(leaf) = next.pop() else { break };
+            wanted.push(leaf);
+        }
+        wanted.retain(|cid| seen.insert(cid.clone()));
+        for (cid, value) in fetch(access, wanted).await? {
+            // An identity CID has its bytes in itself: it needs no block, and may still link to some.
+            if cid.multihash().code() != 0 {
+                counts.take(cid.multihash(), &value)?;
+                writer.block(&cid, &value).map_err(failed)?;
+            }
+            let links = dag::links(&cid, &value).map_err(Failure::new)?;
+            next.extend(links.into_iter().rev().filter(|link| !seen.contains(link)));
+        }
+        bar.at(counts.blocks);
     }
+    Ok(())
+}
+
+/// Which of some CIDs the node does not hold, as an error.
+async fn missing(access: &mut Access, cids: &[Cid]) -> Failure {
+    for cid in cids.iter().filter(|cid| cid.multihash().code() != 0) {
+        let multihashes = vec![cid.multihash().as_bytes().to_vec().into()];
+        let request = v1::ExportBlocksRequest { multihashes, keys_only: true, ..v1::ExportBlocksRequest::default() };
+        let found = async { Pages::of(access.admin().export_blocks(request).await?.into_inner()).next().await };
+        if let Err(failure) = found.await {
+            let why = "so the DAG is not whole; `ipfs pin add` of its root fetches it";
+            return match failure.exit {
+                Exit::Absent => Failure::absent(format!("the node does not hold {cid}, {why}")),
+                _ => failure,
+            };
+        }
+    }
+    Failure::absent("a block went while it was read: keep the DAG pinned, and run again")
+}
+
+/// The bytes of some CIDs, in order.
+async fn fetch(access: &mut Access, cids: Vec<Cid>) -> Outcome<Vec<(Cid, Vec<u8>)>> {
+    let stored = cids.iter().filter(|cid| cid.multihash().code() != 0);
+    let multihashes: Vec<_> = stored.map(|cid| cid.multihash().as_bytes().to_vec().into()).collect();
+    let mut values = VecDeque::new();
+    if !multihashes.is_empty() {
+        let request = v1::ExportBlocksRequest { multihashes, ..v1::ExportBlocksRequest::default() };
+        let mut pages = Pages::of(access.admin().export_blocks(request).await?.into_inner());
+        loop {
+            match pages.next().await {
+                Ok(Some(blocks)) => values.extend(blocks.into_iter().map(|(_, block)| block.value)),
+                Ok(None) => break,
+                Err(failure) if failure.exit == Exit::Absent => return Err(missing(access, &cids).await),
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+    let mut found = Vec::with_capacity(cids.len());
+    for cid in cids {
+        let value = match cid.multihash().code() {
+            0 => cid.multihash().digest().to_vec(),
+            _ => values.pop_front().map(Vec::from).unwrap_or_default(),
+        };
+        found.push((cid, value));
+    }
+    Ok(found)
 }
 
 /// `basalt export flatfs`.

@@ -1,7 +1,8 @@
 //! The daemon and command line `basalt`: hosts a node, and is what an operator talks to it with.
 //!
 //! Top to bottom: [`cli`] says what can be said; [`agent`] serves a node; [`access`] reaches a node, whoever serves it; [`status`],
-//! [`verify`], [`import`], [`export`], [`doctor`] are the commands; [`car`], [`flatfs`] and [`cid`] are the formats they read and write.
+//! [`verify`], [`import`], [`export`], [`doctor`] are the commands; [`car`], [`flatfs`], [`cid`] and [`dag`] are the formats
+//! they read and write.
 
 mod access;
 mod agent;
@@ -9,6 +10,7 @@ mod car;
 mod cid;
 mod cli;
 mod config;
+mod dag;
 mod doctor;
 mod exit;
 mod export;

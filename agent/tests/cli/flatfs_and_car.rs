@@ -266,24 +266,82 @@ fn an_export_that_was_cut_resumes_and_writes_the_same_bytes() {
     assert!(tree(&folder) == before);
 }
 
+/// A dag-pb block that links to these CIDs.
+fn directory(links: &[Vec<u8>]) -> (Vec<u8>, Vec<u8>) {
+    let mut value = Vec::new();
+    for cid in links {
+        value.extend([0x12, cid.len() as u8 + 2, 0x0a, cid.len() as u8]);
+        value.extend(cid);
+    }
+    value.extend([0x0a, 0x02, 0x08, 0x01]);
+    let mut multihash = vec![0x12, 32];
+    multihash.extend(<sha2::Sha256 as sha2::Digest>::digest(&value));
+    (multihash, value)
+}
+
+fn raw_cid(multihash: &[u8]) -> Vec<u8> {
+    [&[1, 0x55][..], multihash].concat()
+}
+
 #[test]
-fn roots_are_named_in_the_header_if_the_node_holds_them() {
+fn a_dag_comes_out_whole_under_its_own_cids_and_without_what_is_beside_it() {
     let sandbox = Sandbox::with_node();
     let _agent = sandbox.agent(&[]);
-    let blocks = blocks(3);
-    sandbox.basalt_with_input(&["import", "car", "-"], &car(&blocks)).ok();
-    let target = sandbox.path("rooted.car");
-    let root = cid(&blocks[1].0);
-    sandbox.basalt(&["export", "car", text(&target), "--root", &root]).ok();
+    let leaves = blocks(6);
+    let below = directory(&[raw_cid(&leaves[2].0), raw_cid(&leaves[3].0), raw_cid(&leaves[0].0)]);
+    // A CIDv0 link, a leaf twice, and one that has its bytes in its CID.
+    let inline = vec![1, 0x55, 0, 2, b'h', b'i'];
+    let top = directory(&[raw_cid(&leaves[0].0), below.0.clone(), raw_cid(&leaves[1].0), inline]);
+    let all = [leaves.clone(), vec![below.clone(), top.clone()]].concat();
+    sandbox.basalt_with_input(&["import", "car", "-"], &car(&all)).ok();
+
+    let root = bs58::encode(&top.0).into_string();
+    let target = sandbox.path("dag.car");
+    let counts = sandbox.basalt(&["export", "car", text(&target), "--root", &root, "--json"]).json();
+    assert_eq!(counts["counts"]["blocks"], 6);
+
+    // Header with the root, then parents before children, each once, dag-pb as the CIDv0 by which it is linked to.
+    let mut header = vec![0xa2, 0x65];
+    header.extend(b"roots\x81\xd8\x2a\x58\x23\x00");
+    header.extend(&top.0);
+    header.extend(b"\x67version\x01");
+    let mut expected = vec![header.len() as u8];
+    expected.extend(header);
+    let mut section = |cid: &[u8], value: &[u8]| {
+        let mut len = cid.len() + value.len();
+        while len >= 0x80 {
+            expected.push(len as u8 | 0x80);
+            len >>= 7;
+        }
+        expected.push(len as u8);
+        expected.extend(cid);
+        expected.extend(value);
+    };
+    section(&top.0, &top.1);
+    section(&raw_cid(&leaves[0].0), &leaves[0].1);
+    section(&below.0, &below.1);
+    for leaf in [&leaves[2], &leaves[3], &leaves[1]] {
+        section(&raw_cid(&leaf.0), &leaf.1);
+    }
+    assert!(fs::read(&target).unwrap() == expected);
+
     let again = Sandbox::with_node();
     let _other = again.agent(&[]);
     assert_eq!(again.basalt(&["import", "car", text(&target), "--json"]).json()["roots"][0], root.as_str());
+}
 
-    let absent = cid(&block(77).0);
-    let other = sandbox.path("other.car");
-    sandbox.basalt(&["export", "car", text(&other), "--root", &absent]).fails(3, &[&absent]);
-    sandbox.basalt(&["export", "car", text(&other), "--root", "Qmx"]).fails(2, &["Qmx"]);
-    assert!(!other.exists());
+#[test]
+fn a_dag_that_is_not_whole_is_refused_with_the_cid_that_is_missing() {
+    let sandbox = Sandbox::with_node();
+    let _agent = sandbox.agent(&[]);
+    let leaves = blocks(2);
+    let top = directory(&[raw_cid(&leaves[0].0), raw_cid(&leaves[1].0)]);
+    sandbox.basalt_with_input(&["import", "car", "-"], &car(&[leaves[0].clone(), top.clone()])).ok();
+    let target = sandbox.path("dag.car");
+    let root = bs58::encode(&top.0).into_string();
+    sandbox.basalt(&["export", "car", text(&target), "--root", &root]).fails(3, &[&cid(&leaves[1].0), "not whole"]);
+    sandbox.basalt(&["export", "car", text(&target), "--root", "Qmx"]).fails(2, &["Qmx"]);
+    assert!(!target.exists());
 }
 
 #[test]
