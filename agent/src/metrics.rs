@@ -182,6 +182,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_family_is_in_the_documentation() {
+        let page = include_str!("../../docs/agent.md");
+        let calls = [CallStats {
+            service: "Admin",
+            method: "Flush",
+            outcomes: vec![("ok", 1)],
+            buckets: vec![0; BOUNDS_US.len() + 1],
+            sum_us: 0,
+        }];
+        let condition = basalt_proto::v1::status_response::Condition::default();
+        let status = StatusResponse {
+            shards: vec![Shard::default()],
+            clients: vec![Client::default()],
+            conditions: vec![condition],
+            ..StatusResponse::default()
+        };
+        let text = text(&status, &calls).unwrap();
+        let families: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE basalt_")?.split(' ').next()).collect();
+        assert_eq!(families.len(), 22, "{families:?}");
+        for family in families {
+            assert!(page.contains(&format!("`basalt_{family}`")), "basalt_{family} is not in docs/agent.md");
+        }
+    }
+
+    #[test]
     fn every_shard_has_its_own_line_and_names_have_units() {
         let status = StatusResponse {
             node_id: "ab".into(),
