@@ -528,10 +528,11 @@ func (n *Node) greet(ctx context.Context, conn net.Conn) (*session, error) {
 	return s, nil
 }
 
+// close ends the session. Not on the caller's time: gRPC gives a peer that may be gone seconds to take its good-bye.
 func (s *session) close() {
 	s.once.Do(func() {
 		s.retired.Store(true)
-		s.cc.Close()
+		go s.cc.Close()
 	})
 }
 
