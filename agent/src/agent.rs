@@ -78,6 +78,7 @@ async fn serve(path: &Path, options: &Agent, loaded: Loaded, level: LevelHandle)
     if let Some(address) = loaded.agent.http_listen.filter(|_| !options.exit_when_idle) {
         match http::bind(address).await {
             Ok(listener) => {
+                let address = listener.local_addr().unwrap_or(address);
                 tracing::info!(%address, "HTTP serves /metrics, /healthz and /readyz");
                 tokio::spawn(http::serve(listener, Arc::new(Served(Arc::clone(&node)))));
             }

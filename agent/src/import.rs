@@ -17,6 +17,8 @@ use basalt_blockstore::{Digest, Multihash, verify_digest};
 use basalt_proto::v1;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::{sync::mpsc, task::JoinHandle};
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     access::{Access, Admin},
@@ -31,11 +33,15 @@ use crate::{
 /// Bytes of blocks in one round.
 const ROUND_BYTES: usize = 64 << 20;
 /// Blocks in one round.
-const ROUND_BLOCKS: usize = 65_536;
+const ROUND_BLOCKS: u64 = 65_536;
 /// A round ends after this time at the latest, so that a slow pipe gets its progress written down too.
 const ROUND_TIME: Duration = Duration::from_secs(10);
 /// Bytes of blocks in one message; a larger block has one of its own.
 const MESSAGE_BYTES: usize = 1 << 20;
+/// What a block adds to a message besides its bytes.
+const BLOCK_MARGIN_BYTES: usize = 64;
+/// Messages that may wait for the node.
+const MESSAGES_AHEAD: usize = 8;
 /// Damaged files of a flatfs that are named one by one.
 const DAMAGED_NAMED_MAX: usize = 100;
 
@@ -101,23 +107,31 @@ impl Notebook {
     }
 }
 
-/// Blocks on their way into the node.
-struct Round<'a> {
-    admin: &'a mut Admin,
+/// Blocks on their way into the node: while some are read and hashed here, those before are written there.
+struct Round {
+    admin: Admin,
     allow_connected: bool,
-    messages: Vec<v1::ImportBlocksRequest>,
+    call: Option<Call>,
+    message: Vec<v1::Block>,
     message_bytes: usize,
     bytes: usize,
-    blocks: usize,
+    blocks: u64,
     began: Instant,
 }
 
-impl<'a> Round<'a> {
-    fn begin(admin: &'a mut Admin, allow_connected: bool) -> Round<'a> {
+/// An ImportBlocks call under way.
+struct Call {
+    messages: mpsc::Sender<v1::ImportBlocksRequest>,
+    answer: JoinHandle<Result<v1::ImportBlocksResponse, tonic::Status>>,
+}
+
+impl Round {
+    fn begin(admin: &Admin, allow_connected: bool) -> Round {
         Round {
-            admin,
+            admin: admin.clone(),
             allow_connected,
-            messages: Vec::new(),
+            call: None,
+            message: Vec::new(),
             message_bytes: 0,
             bytes: 0,
             blocks: 0,
@@ -132,44 +146,74 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    fn add(&mut self, multihash: &Multihash, value: Vec<u8>) {
+    async fn add(&mut self, multihash: &Multihash, value: Vec<u8>) -> Outcome {
         let size = value.len();
-        if self.messages.is_empty() || self.message_bytes + size > MESSAGE_BYTES {
-            let allow_connected = self.allow_connected;
-            self.messages.push(v1::ImportBlocksRequest { blocks: Vec::new(), allow_connected });
-            self.message_bytes = 0;
+        if self.message_bytes + size > MESSAGE_BYTES {
+            self.send_message().await?;
         }
-        let block =
-            v1::Block { multihash: multihash.as_bytes().to_vec().into(), size: size as u64, value: value.into() };
-        if let Some(message) = self.messages.last_mut() {
-            message.blocks.push(block);
-        }
+        self.message.push(v1::Block {
+            multihash: multihash.as_bytes().to_vec().into(),
+            size: size as u64,
+            value: value.into(),
+        });
         // An empty block costs something too.
-        self.message_bytes += size + 64;
+        self.message_bytes += size + BLOCK_MARGIN_BYTES;
         self.bytes += size;
         self.blocks += 1;
+        Ok(())
+    }
+
+    async fn send_message(&mut self) -> Outcome {
+        if self.message.is_empty() {
+            return Ok(());
+        }
+        let blocks = std::mem::take(&mut self.message);
+        self.message_bytes = 0;
+        let mut admin = self.admin.clone();
+        let call = self.call.get_or_insert_with(|| {
+            let (messages, stream) = mpsc::channel(MESSAGES_AHEAD);
+            let answer = tokio::spawn(async move {
+                admin.import_blocks(ReceiverStream::new(stream)).await.map(tonic::Response::into_inner)
+            });
+            Call { messages, answer }
+        });
+        let message = v1::ImportBlocksRequest { blocks, allow_connected: self.allow_connected };
+        match call.messages.send(message).await {
+            Ok(()) => Ok(()),
+            // The node has ended the call, and says why in its answer.
+            Err(_) => self.answer().await.map(|_| ()),
+        }
+    }
+
+    async fn answer(&mut self) -> Outcome<v1::ImportBlocksResponse> {
+        let Some(Call { messages, answer }) = self.call.take() else { return Ok(v1::ImportBlocksResponse::default()) };
+        drop(messages);
+        let answer = answer.await.map_err(|err| Failure::new(format!("the import's call ended: {err}")))?;
+        answer.map_err(refused)
     }
 
     fn is_full(&self) -> bool {
         self.bytes >= ROUND_BYTES || self.blocks >= ROUND_BLOCKS || self.began.elapsed() >= ROUND_TIME
     }
 
-    /// Sends what there is and makes it durable.
-    async fn send(&mut self, counts: &mut Counts) -> Outcome {
-        if self.blocks > 0 {
-            let messages = std::mem::take(&mut self.messages);
-            let answer = self.admin.import_blocks(tokio_stream::iter(messages)).await.map_err(refused)?.into_inner();
-            if answer.blocks != self.blocks as u64 {
-                return Err(Failure::new(format!(
-                    "the node took {} of {} blocks: this is a defect of the node; nothing else was done",
-                    answer.blocks, self.blocks
-                )));
-            }
-            counts.blocks += answer.blocks;
-            counts.new_blocks += answer.new_blocks;
-            counts.bytes += answer.bytes;
+    fn is_empty(&self) -> bool {
+        self.blocks == 0
+    }
+
+    /// Ends the round: what was added is durable when this returns.
+    async fn end(&mut self, counts: &mut Counts) -> Outcome {
+        self.send_message().await?;
+        let answer = self.answer().await?;
+        if answer.blocks != self.blocks {
+            return Err(Failure::new(format!(
+                "the node took {} of {} blocks: this is a defect of the node; nothing else was done",
+                answer.blocks, self.blocks
+            )));
         }
-        (self.message_bytes, self.bytes, self.blocks, self.began) = (0, 0, 0, Instant::now());
+        counts.blocks += answer.blocks;
+        counts.new_blocks += answer.new_blocks;
+        counts.bytes += answer.bytes;
+        (self.bytes, self.blocks, self.began) = (0, 0, Instant::now());
         Ok(())
     }
 }
@@ -317,7 +361,7 @@ async fn car_rounds<R: BufRead>(
                     None
                 }
                 Ok(()) => {
-                    round.add(section.cid.multihash(), section.data);
+                    round.add(section.cid.multihash(), section.data).await?;
                     None
                 }
                 Err(why) => Some(format!("block {} at byte {}: {why}", section.cid, section.offset)),
@@ -327,7 +371,7 @@ async fn car_rounds<R: BufRead>(
         };
         if round.is_full() || end || bad.is_some() {
             // What came before the bad block is good, and kept.
-            round.send(counts).await?;
+            round.end(counts).await?;
             bar.at(reader.position());
             if let Some(place) = place {
                 place.note.offset = if bad.is_none() { reader.position() } else { begins };
@@ -457,7 +501,7 @@ async fn flatfs_rounds(
             let value =
                 fs::read(&block.path).map_err(|err| Failure::io(format!("read {}", block.path.display()), err))?;
             match check(&block.multihash, &value) {
-                Ok(()) => round.add(&block.multihash, value),
+                Ok(()) => round.add(&block.multihash, value).await?,
                 Err(why) => {
                     findings.damaged += 1;
                     if findings.named.len() < DAMAGED_NAMED_MAX {
@@ -467,19 +511,19 @@ async fn flatfs_rounds(
                 }
             }
             if round.is_full() {
-                round.send(&mut note.counts).await?;
+                round.end(&mut note.counts).await?;
             }
         }
         bar.add(1);
         // A note of a folder says that all of it is durable; small folders share a round.
-        if round.blocks == 0 || written.elapsed() >= Duration::from_secs(1) {
-            round.send(&mut note.counts).await?;
+        if round.is_empty() || written.elapsed() >= Duration::from_secs(1) {
+            round.end(&mut note.counts).await?;
             note.folder.clone_from(folder);
             notebook.write(note)?;
             written = Instant::now();
         }
     }
-    round.send(&mut note.counts).await
+    round.end(&mut note.counts).await
 }
 
 #[cfg(test)]

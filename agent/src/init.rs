@@ -51,6 +51,7 @@ pub fn init(node: &Path, options: &Init) -> Outcome {
         return Ok(());
     }
     println!("made node {} in {}", file.node_id, shown.display());
-    println!("{} shards, durability {durability}: {}", file.shards.len(), promise(durability.name()));
+    let plural = if file.shards.len() == 1 { "" } else { "s" };
+    println!("{} shard{plural}, durability {durability}: {}", file.shards.len(), promise(durability.name()));
     Ok(())
 }
