@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -21,8 +21,9 @@ use crate::{config::Sockets, grpc, layout::NodeFile, lock::OwnerLock, sockets::P
 
 /// How long a socket may take to answer a connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
-/// As the server's.
-const WINDOW_BYTES: u32 = 4 << 20;
+/// Flow control: a stream that is not read for a while stops at its own window, and leaves room in the connection's for the others.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 
 /// A client of a node's admin socket.
 pub type Admin = AdminClient<Channel>;
@@ -63,20 +64,28 @@ fn paths(node: &Path, sockets: &Sockets) -> Result<Paths> {
 }
 
 async fn connect(node: &Path, socket: &Path) -> Result<Channel> {
+    // Dialled here and not by the transport, whose error would not say what the system's was.
+    let first = match tokio::net::UnixStream::connect(socket).await {
+        Ok(stream) => Arc::new(Mutex::new(Some(stream))),
+        Err(err) => return Err(unreachable(node, socket, &err)),
+    };
     let path: Arc<PathBuf> = Arc::new(socket.to_owned());
     let dial = move |_: Uri| {
+        let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
         let path = path.clone();
-        async move { Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(path.as_path()).await?)) }
+        async move {
+            let stream = match first {
+                Some(stream) => stream,
+                None => tokio::net::UnixStream::connect(path.as_path()).await?,
+            };
+            Ok::<_, std::io::Error>(TokioIo::new(stream))
+        }
     };
-    // Looked at first, because the transport's error would not say what the system's was.
-    if let Err(err) = tokio::net::UnixStream::connect(socket).await {
-        return Err(unreachable(node, socket, &err));
-    }
     // The URI is for the HTTP layer only; the connector decides.
     Endpoint::from_static("http://basalt.invalid")
         .connect_timeout(CONNECT_DEADLINE)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .connect_with_connector(tower::service_fn(dial))
         .await
         .map_err(|err| Error::new(ErrorKind::Unavailable, format!("{} does not answer: {err}", socket.display())))

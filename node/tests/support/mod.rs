@@ -90,3 +90,29 @@ pub fn kind(status: &tonic::Status) -> basalt_blockstore::ErrorKind {
     assert!(status.metadata().get("basalt-kind").is_some(), "{status:?}");
     client::error(status).kind()
 }
+
+/// A connection to a socket that has said nothing yet.
+pub async fn channel(socket: &Path) -> tonic::transport::Channel {
+    let socket = socket.to_owned();
+    let dial = move |_: tonic::transport::Uri| {
+        let socket = socket.clone();
+        async move {
+            let stream = tokio::net::UnixStream::connect(&socket).await?;
+            Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+        }
+    };
+    let endpoint = tonic::transport::Endpoint::from_static("http://basalt.invalid");
+    endpoint.connect_with_connector(tower::service_fn(dial)).await.unwrap()
+}
+
+/// Everything that a stream of answers brings, and how it ended.
+pub async fn drain<T>(mut stream: tonic::Streaming<T>) -> (Vec<T>, Option<tonic::Status>) {
+    let mut all = Vec::new();
+    loop {
+        match stream.message().await {
+            Ok(Some(item)) => all.push(item),
+            Ok(None) => return (all, None),
+            Err(status) => return (all, Some(status)),
+        }
+    }
+}
