@@ -1583,8 +1583,9 @@ pub mod datastore_client {
             req.extensions_mut().insert(GrpcMethod::new("basalt.v1.Datastore", "Batch"));
             self.inner.client_streaming(req, path, codec).await
         }
-        /// Entries in chunks of at most 1 MiB. A query without orders runs in key order and can be resumed after the last key seen
-        /// (`after`); the last chunk says `complete`. A stream that ends without it was cut, and is never a short list.
+        /// Entries in chunks of at most 1 MiB (a larger value has a chunk of its own). A query without orders runs in the stores' own order, which
+        /// is always the same, and can be resumed after the last key seen (`after`): a key that is there throughout comes exactly once. The last
+        /// chunk says `complete`. A stream that ends without it was cut, and is never a short list.
         pub async fn query(
             &mut self,
             request: impl tonic::IntoRequest<super::QueryRequest>,
@@ -1827,8 +1828,9 @@ pub mod datastore_server {
             >
             + std::marker::Send
             + 'static;
-        /// Entries in chunks of at most 1 MiB. A query without orders runs in key order and can be resumed after the last key seen
-        /// (`after`); the last chunk says `complete`. A stream that ends without it was cut, and is never a short list.
+        /// Entries in chunks of at most 1 MiB (a larger value has a chunk of its own). A query without orders runs in the stores' own order, which
+        /// is always the same, and can be resumed after the last key seen (`after`): a key that is there throughout comes exactly once. The last
+        /// chunk says `complete`. A stream that ends without it was cut, and is never a short list.
         async fn query(
             self: std::sync::Arc<Self>,
             request: tonic::Request<super::QueryRequest>,

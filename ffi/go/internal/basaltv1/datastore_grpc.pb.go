@@ -68,8 +68,9 @@ type DatastoreClient interface {
 	// Chunks of at most 1 MiB of operations (a larger value has a chunk of its own); nothing is applied before the chunk that
 	// says `commit`. A stream that ends without one leaves no trace.
 	Batch(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[BatchRequest, BatchResponse], error)
-	// Entries in chunks of at most 1 MiB. A query without orders runs in key order and can be resumed after the last key seen
-	// (`after`); the last chunk says `complete`. A stream that ends without it was cut, and is never a short list.
+	// Entries in chunks of at most 1 MiB (a larger value has a chunk of its own). A query without orders runs in the stores' own order, which
+	// is always the same, and can be resumed after the last key seen (`after`): a key that is there throughout comes exactly once. The last
+	// chunk says `complete`. A stream that ends without it was cut, and is never a short list.
 	Query(ctx context.Context, in *QueryRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[QueryResponse], error)
 	Sync(ctx context.Context, in *SyncRequest, opts ...grpc.CallOption) (*SyncResponse, error)
 	DiskUsage(ctx context.Context, in *DiskUsageRequest, opts ...grpc.CallOption) (*DiskUsageResponse, error)
@@ -281,8 +282,9 @@ type DatastoreServer interface {
 	// Chunks of at most 1 MiB of operations (a larger value has a chunk of its own); nothing is applied before the chunk that
 	// says `commit`. A stream that ends without one leaves no trace.
 	Batch(grpc.ClientStreamingServer[BatchRequest, BatchResponse]) error
-	// Entries in chunks of at most 1 MiB. A query without orders runs in key order and can be resumed after the last key seen
-	// (`after`); the last chunk says `complete`. A stream that ends without it was cut, and is never a short list.
+	// Entries in chunks of at most 1 MiB (a larger value has a chunk of its own). A query without orders runs in the stores' own order, which
+	// is always the same, and can be resumed after the last key seen (`after`): a key that is there throughout comes exactly once. The last
+	// chunk says `complete`. A stream that ends without it was cut, and is never a short list.
 	Query(*QueryRequest, grpc.ServerStreamingServer[QueryResponse]) error
 	Sync(context.Context, *SyncRequest) (*SyncResponse, error)
 	DiskUsage(context.Context, *DiskUsageRequest) (*DiskUsageResponse, error)
