@@ -96,9 +96,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Whether a Kubo that caches which blocks are absent is at the other end.
+    /// Whether a Kubo that caches which blocks are absent is at the other end. All mounts of one Kubo share connections, which carry the role
+    /// of the mount that was opened first: one that says "pins" may be asked for blocks too.
     pub fn is_kubo(&self) -> bool {
-        self.introduction.as_ref().is_some_and(|said| matches!(said.role.as_str(), "root" | "blocks"))
+        self.introduction.as_ref().is_some_and(|said| matches!(said.role.as_str(), "root" | "blocks" | "pins"))
     }
 }
 
