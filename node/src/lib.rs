@@ -30,6 +30,7 @@ pub mod lock;
 mod node;
 mod server;
 pub mod sockets;
+mod take_over;
 
 pub use config::{Config, ConfigError};
 pub use grpc::{CHUNK_BYTES, FEATURES, PROTOCOL_MAX, PROTOCOL_MIN, status};

@@ -199,3 +199,34 @@ async fn a_node_is_idle_once_the_last_connection_has_closed() {
     drop(admin);
     tokio::time::timeout(Duration::from_secs(10), idle).await.unwrap().unwrap();
 }
+
+#[test]
+fn another_owner_takes_over_from_an_autostarted_agent_and_not_from_an_operators() {
+    let runtime = basalt_node::runtime().unwrap();
+    let limit = Duration::from_secs(10);
+    let mut served = {
+        let _inside = runtime.enter();
+        Served::hosted("", Host::AgentAutostarted)
+    };
+    let path = served.path().to_owned();
+    // The agent's part.
+    let (node, server) = (served.node.clone(), served.server.take().unwrap());
+    let agent = runtime.spawn(async move {
+        let by = node.hand_over_requested().await;
+        server.stop().await.unwrap();
+        node.close().unwrap();
+        by
+    });
+    let kubo = Node::open_taking_over(&path, config(""), Host::Kubo, "ipfs-ffi", limit).unwrap();
+    assert_eq!(runtime.block_on(agent).unwrap(), "ipfs-ffi");
+    kubo.close().unwrap();
+
+    let node = Node::open(&path, config(""), Host::Agent).unwrap();
+    let _server = {
+        let _inside = runtime.enter();
+        Server::start(&node).unwrap()
+    };
+    let err = Node::open_taking_over(&path, config(""), Host::Kubo, "ipfs-ffi", limit).unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Locked);
+    assert!(err.to_string().contains("stop it yourself"), "{err}");
+}

@@ -105,7 +105,7 @@ impl datastore_server::Datastore for Data {
                 protocol,
                 "client connected"
             );
-            connection.introduce(Introduction { name: said.client, role: said.role });
+            connection.introduce(Introduction { name: short(said.client), role: short(said.role) });
         }
         Ok(Response::new(v1::HandshakeResponse {
             protocol,
@@ -262,6 +262,11 @@ fn refused(kind: ErrorKind, message: String) -> Status {
 
 fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
     if text.is_empty() { otherwise } else { text }
+}
+
+/// What a client says of itself is kept as long as it is connected, so not more of it than anybody needs.
+fn short(text: String) -> String {
+    text.chars().take(128).collect()
 }
 
 /// The highest protocol that both speak. A client that names none speaks the first.
