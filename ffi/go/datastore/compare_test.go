@@ -19,6 +19,7 @@ import (
 	ds "github.com/ipfs/go-datastore"
 	"github.com/ipfs/go-datastore/query"
 	dssync "github.com/ipfs/go-datastore/sync"
+	detectrace "github.com/ipfs/go-detect-race"
 )
 
 const comparedOperations = 20_000
@@ -233,7 +234,11 @@ func (c *comparer) step() {
 
 func compare(t *testing.T, real ds.Batching, blocks bool) {
 	c := &comparer{t: t, r: seed(t), real: real, model: dssync.MutexWrap(ds.NewMapDatastore()), blocks: blocks}
-	for range comparedOperations {
+	operations := comparedOperations
+	if detectrace.WithRace() {
+		operations /= 10
+	}
+	for range operations {
 		c.step()
 	}
 	c.compareQuery(query.Query{})

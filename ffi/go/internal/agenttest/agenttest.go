@@ -4,6 +4,7 @@ package agenttest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -160,7 +161,10 @@ func (n *Node) Start(flags ...string) {
 			n.t.Fatalf("the agent ended: %s\n%s", cmd.ProcessState, n.Log())
 		default:
 		}
-		_, err := n.status()
+		st, err := n.status()
+		if err == nil && int(st.Pid) != cmd.Process.Pid {
+			err = fmt.Errorf("pid %d serves, not ours", st.Pid)
+		}
 		return err
 	})
 }
