@@ -189,6 +189,17 @@ impl Record {
         Record::parse(&bytes).map(Some).map_err(|err| err.context(path.display()))
     }
 
+    /// Makes a copy that was read durable. It reads back from memory too where the process that wrote it was killed before it had flushed file or folder.
+    pub fn settle(disk: &dyn Disk, store_dir: &Path) -> Result<()> {
+        let dir = store_dir.join(RECORD_DIR);
+        let path = dir.join(RECORD_FILE);
+        let settle = || -> io::Result<()> {
+            disk.open(&path, true)?.sync()?;
+            disk.sync_dir(&dir)
+        };
+        settle().map_err(|err| Error::io(format!("flush {}", path.display()), err))
+    }
+
     /// Writes the copy into a store's folder, replacing what is there; durable on return, and the old one or the new one at a crash.
     pub fn write(&self, disk: &dyn Disk, store_dir: &Path) -> Result<()> {
         let bytes = self.encode()?;

@@ -43,6 +43,9 @@ impl ShardSet {
     ) -> Result<ShardSet> {
         let wanted = Wanted::new(shards, home, ring_key)?;
         let is_new = !wanted.matches_records(env)?;
+        if !is_new {
+            wanted.settle_records(env)?;
+        }
         let set = wanted.open(env, |dir| Shard::open(dir, env, options.clone()))?;
         if is_new {
             if let Some(full) = set.members.iter().find(|open| open.shard.stats().count > 0) {
@@ -362,6 +365,11 @@ impl<'a> Wanted<'a> {
             if env.clock.threads() { in_parallel(&places, open_one) } else { places.iter().map(open_one).collect() };
         let members = opened.into_iter().collect::<Result<_>>()?;
         Ok(ShardSet { epoch: self.epoch.clone(), ring: self.ring.clone(), members })
+    }
+
+    /// Sees to it that the records of a node that is opened can't vanish behind what is written to it.
+    fn settle_records(&self, env: &Env) -> Result<()> {
+        self.places().chain([(Holder::Keyspace, self.home)]).try_for_each(|(_, dir)| Record::settle(&*env.disk, dir))
     }
 
     /// Makes the node: its shards' copies first, then the home copy, which counts.
