@@ -90,12 +90,13 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     source: Option<io::Error>,
+    superseded: bool,
 }
 
 impl Error {
     /// An error with a message that names the subject and the remedy.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error(Arc::new(Inner { kind, message: message.into(), source: None }))
+        Error(Arc::new(Inner { kind, message: message.into(), source: None, superseded: false }))
     }
 
     /// An operating system error during `action` (as in "write segment 7 of shard-00"). ENOSPC and EDQUOT are
@@ -106,7 +107,17 @@ impl Error {
             io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
             _ => ErrorKind::Io,
         };
-        Error(Arc::new(Inner { kind, message: action.into(), source: Some(source) }))
+        Error(Arc::new(Inner { kind, message: action.into(), source: Some(source), superseded: false }))
+    }
+
+    /// The write was sound and failed only because another one below it did: nothing of it is stored, and trying it again is right.
+    pub fn superseded(message: impl Into<String>) -> Error {
+        Error(Arc::new(Inner { kind: ErrorKind::Unavailable, message: message.into(), source: None, superseded: true }))
+    }
+
+    /// Whether the write failed only because another one did (STORE 11: it tries itself).
+    pub fn is_superseded(&self) -> bool {
+        self.0.superseded
     }
 
     /// The key is not there.

@@ -85,6 +85,8 @@ pub struct Options {
     pub replay_bytes_max: u64,
     /// ...or more than this many records.
     pub replay_records_max: u64,
+    /// Values up to this size are kept in the index too, so that reading them touches no segment; 0 for none, in bytes.
+    pub inline_bytes_max: usize,
     /// Segment files held open for reading.
     pub open_files_max: usize,
     /// Memory of the index: block cache and write buffers, in bytes.
@@ -114,6 +116,7 @@ impl Default for Options {
             flush_deadline: Duration::from_secs(30),
             replay_bytes_max: 1 << 30,
             replay_records_max: 65_536,
+            inline_bytes_max: 0,
             open_files_max: 512,
             index_memory_bytes: 32 << 20,
             reserve_bytes: 64 << 20,

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use crate::{
-    error::Result,
+    digest::{Digest, verify_digest},
+    error::{Error, ErrorKind, Result},
     multihash::Multihash,
     options::Options,
     store::{Env, Op, Stats, Store, Ticket},
@@ -18,30 +19,28 @@ pub struct Shard {
 impl Shard {
     /// Opens or creates the shard in the folder `dir`, replays the tail of its log and adopts what survived.
     pub fn open(dir: &Path, env: &Env, options: Options) -> Result<Shard> {
-        Ok(Shard { store: Store::open(dir, env, options)? })
+        Ok(Shard { store: Store::open_with(dir, env, options, Some(verify))? })
     }
 
     /// Opens for reading only: creates no file, replays the tail in memory, works on a read-only mount (STORE 23).
     pub fn open_read_only(dir: &Path, env: &Env, options: Options) -> Result<Shard> {
-        Ok(Shard { store: Store::open_read_only(dir, env, options)? })
+        Ok(Shard { store: Store::open_read_only_with(dir, env, options, Some(verify))? })
     }
 
     /// Stores a block unless it is there: one look-up, and no write and no flush for what is. Returns when the durability class
     /// says. The first value stays.
     pub fn put(&self, key: &Multihash, value: &[u8]) -> Result<()> {
-        self.submit_put(&[(key, value)])?.wait()
+        self.store.write(&[Op::PutIfAbsent { key: key.as_bytes(), value }], false)
     }
 
     /// Stores blocks, each unless it is there. Not atomic. The last of equal keys is as good as the first: blocks are their keys.
     pub fn put_batch(&self, blocks: &[(&Multihash, &[u8])]) -> Result<()> {
-        self.submit_put(blocks)?.wait()
+        self.store.write(&puts(blocks), false)
     }
 
     /// Writes blocks and returns without waiting for the acknowledgement that the durability class promises.
     pub fn submit_put(&self, blocks: &[(&Multihash, &[u8])]) -> Result<Ticket> {
-        let ops: Vec<Op<'_>> =
-            blocks.iter().map(|(key, value)| Op::PutIfAbsent { key: key.as_bytes(), value }).collect();
-        self.store.submit(&ops, false)
+        self.store.submit(&puts(blocks), false)
     }
 
     /// Reads a block into `buffer` (replaced, its capacity kept); checks the key, the header and the CRC of the payload always. `NotFound` where it is absent.
@@ -100,5 +99,29 @@ impl Shard {
     /// Syncs, writes a mark, flushes the index and closes. Dropping a shard without it is a crash that recovery mends.
     pub fn close(&self) -> Result<()> {
         self.store.close()
+    }
+}
+
+fn puts<'a>(blocks: &[(&'a Multihash, &'a [u8])]) -> Vec<Op<'a>> {
+    blocks.iter().map(|(key, value)| Op::PutIfAbsent { key: key.as_bytes(), value }).collect()
+}
+
+/// A block is what its multihash says; a hash function that is not known here proves nothing and is refused (STORE 20).
+fn verify(key: &[u8], value: &[u8]) -> Result<()> {
+    let multihash = Multihash::parse(key)?;
+    match verify_digest(&multihash, value) {
+        Digest::Matches => Ok(()),
+        Digest::Differs => Err(Error::new(
+            ErrorKind::InvalidValue,
+            format!("the {} bytes given for block {multihash} do not hash to it: fetch the block again", value.len()),
+        )),
+        Digest::UnknownFunction => Err(Error::new(
+            ErrorKind::InvalidValue,
+            format!(
+                "block {multihash} uses hash function {:#x}, which is not known here, so its bytes can't be verified: turn verify_on_put \
+                 off to store it unverified",
+                multihash.code()
+            ),
+        )),
     }
 }

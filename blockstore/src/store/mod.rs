@@ -1,18 +1,41 @@
 //! The log-structured store: keys to values, with the log as truth.
+//!
+//! `format` has the bytes, `segment` the files, `write` the way in, `commit` group commit and segment changes, `recovery` what opening
+//! does, `reclaim` how space comes back, `core` the state they share and the reads.
 
 use std::{
-    fmt,
     path::Path,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use crate::{
-    disk::{Clock, Disk},
-    error::Result,
-    ground::Ground,
-    index::IndexEngine,
-    options::Options,
+    disk::{Clock, Disk, Entropy, OsClock, OsDisk, OsEntropy},
+    error::{Error, ErrorKind, Result},
+    ground::{Ground, PlainGround},
+    index::{IndexEngine, RocksEngine},
+    options::{Durability, Options},
 };
+
+mod commit;
+mod core;
+#[cfg(test)]
+mod crash_tests;
+mod entry;
+pub mod format;
+mod location;
+mod reclaim;
+mod recovery;
+mod segment;
+mod ticket;
+mod write;
+
+use self::core::Core;
+pub(crate) use self::core::Verifier;
+pub use ticket::{Completer, Ticket};
 
 /// What all stores of one node share: its disk, clock and index engine, and its one counter of sequence numbers.
 #[derive(Clone, Debug)]
@@ -25,14 +48,31 @@ pub struct Env {
     pub index: Arc<dyn IndexEngine>,
     /// What is known of the file system.
     pub ground: Arc<dyn Ground>,
+    /// Ids and nonces.
+    pub random: Arc<dyn Entropy>,
     /// The next sequence number; opened stores raise it above the highest that they found.
     pub sequence: Arc<AtomicU64>,
+    /// Bytes of all logs that are written and not known durable.
+    pub unflushed: Arc<AtomicU64>,
 }
 
 impl Env {
     /// The real disk, clock and RocksDB.
     pub fn real() -> Env {
-        crate::interim::env()
+        Env::with_index_memory(Options::default().index_memory_bytes)
+    }
+
+    /// [`Env::real`] whose indexes share a block cache of `bytes`.
+    pub fn with_index_memory(bytes: usize) -> Env {
+        Env {
+            disk: Arc::new(OsDisk),
+            clock: Arc::new(OsClock::default()),
+            index: Arc::new(RocksEngine::new(bytes)),
+            ground: Arc::new(PlainGround),
+            random: Arc::new(OsEntropy),
+            sequence: Arc::new(AtomicU64::new(1)),
+            unflushed: Arc::default(),
+        }
     }
 }
 
@@ -60,6 +100,26 @@ pub enum Op<'a> {
         /// The key.
         key: &'a [u8],
     },
+}
+
+impl<'a> Op<'a> {
+    fn parts(&self) -> (&'a [u8], &'a [u8]) {
+        match *self {
+            Op::PutIfAbsent { key, value } | Op::Put { key, value, .. } => (key, value),
+            Op::Delete { key } => (key, b""),
+        }
+    }
+
+    fn is_delete(&self) -> bool {
+        matches!(self, Op::Delete { .. })
+    }
+
+    fn expires_unix_ms(&self) -> u64 {
+        match self {
+            Op::Put { expires_unix_ms, .. } => *expires_unix_ms,
+            _ => 0,
+        }
+    }
 }
 
 /// What is known of a live key without reading its value.
@@ -103,249 +163,88 @@ pub struct Stats {
     pub quarantined: u64,
 }
 
-/// A write under way. Dropping it does not undo the write.
-#[must_use = "a write that nobody waits for may fail unnoticed"]
-pub struct Ticket(TicketState);
-
-enum TicketState {
-    Ready(Result<()>),
-    Pending(Arc<Outcome>),
-}
-
-type Callback = Box<dyn FnOnce(Result<()>) + Send>;
-
-#[derive(Default)]
-struct Outcome {
-    state: std::sync::Mutex<(Option<Result<()>>, Option<Callback>)>,
-    known: std::sync::Condvar,
-}
-
-impl Outcome {
-    fn set(&self, outcome: Result<()>) {
-        let mut state = self.state.lock().unwrap_or_else(|err| err.into_inner());
-        let callback = state.1.take();
-        state.0 = Some(outcome.clone());
-        drop(state);
-        self.known.notify_all();
-        if let Some(callback) = callback {
-            callback(outcome);
-        }
-    }
-}
-
-/// The other end of [`Ticket::pending`]. Dropped without an outcome, its ticket says `Unavailable`.
-#[must_use = "the ticket waits for it"]
-pub struct Completer(Option<Arc<Outcome>>);
-
-impl Completer {
-    /// Gives the ticket its outcome, from any thread; its callback runs here.
-    pub fn complete(mut self, outcome: Result<()>) {
-        if let Some(shared) = self.0.take() {
-            shared.set(outcome);
-        }
-    }
-}
-
-impl Drop for Completer {
-    fn drop(&mut self) {
-        if let Some(shared) = self.0.take() {
-            let message = "the write was given up before its outcome was known; look at the key";
-            shared.set(Err(crate::Error::new(crate::ErrorKind::Unavailable, message)));
-        }
-    }
-}
-
-impl fmt::Debug for Completer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Completer")
-    }
-}
-
-impl fmt::Debug for Ticket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Ticket")
-    }
-}
-
-impl Ticket {
-    /// A ticket whose outcome is known already.
-    pub fn ready(outcome: Result<()>) -> Ticket {
-        Ticket(TicketState::Ready(outcome))
-    }
-
-    /// A ticket for what another part completes.
-    pub fn pending() -> (Ticket, Completer) {
-        let shared = Arc::new(Outcome::default());
-        (Ticket(TicketState::Pending(shared.clone())), Completer(Some(shared)))
-    }
-
-    /// Waits for what the durability class promises; the caller may lead the flush itself. In process callers use this.
-    pub fn wait(self) -> Result<()> {
-        match self.0 {
-            TicketState::Ready(outcome) => outcome,
-            TicketState::Pending(shared) => {
-                let mut state = shared.state.lock().unwrap_or_else(|err| err.into_inner());
-                loop {
-                    match state.0.take() {
-                        Some(outcome) => return outcome,
-                        None => state = shared.known.wait(state).unwrap_or_else(|err| err.into_inner()),
-                    }
-                }
-            }
-        }
-    }
-
-    /// Calls `done` once, from whichever thread learns the outcome (this one, if it is known already). No thread waits meanwhile.
-    pub fn then(self, done: impl FnOnce(Result<()>) + Send + 'static) {
-        match self.0 {
-            TicketState::Ready(outcome) => done(outcome),
-            TicketState::Pending(shared) => {
-                let mut state = shared.state.lock().unwrap_or_else(|err| err.into_inner());
-                match state.0.take() {
-                    None => state.1 = Some(Box::new(done)),
-                    Some(outcome) => {
-                        drop(state);
-                        done(outcome);
-                    }
-                }
-            }
-        }
-    }
-
-    /// One ticket for many: done when all are, failed with the first failure in order.
-    pub fn all(mut tickets: Vec<Ticket>) -> Ticket {
-        if tickets.len() == 1
-            && let Some(only) = tickets.pop()
-        {
-            return only;
-        }
-        let (ticket, completer) = Ticket::pending();
-        let count = tickets.len();
-        if count == 0 {
-            return Ticket::ready(Ok(()));
-        }
-        let shared = Arc::new(std::sync::Mutex::new((vec![Ok(()); count], count, Some(completer))));
-        for (place, part) in tickets.into_iter().enumerate() {
-            let shared = shared.clone();
-            part.then(move |outcome| {
-                let mut state = shared.lock().unwrap_or_else(|err| err.into_inner());
-                state.0[place] = outcome;
-                state.1 -= 1;
-                if state.1 == 0
-                    && let Some(completer) = state.2.take()
-                {
-                    let outcome = std::mem::take(&mut state.0).into_iter().collect();
-                    drop(state);
-                    completer.complete(outcome);
-                }
-            });
-        }
-        ticket
-    }
-}
-
-type Map = std::collections::BTreeMap<Vec<u8>, (Vec<u8>, u64)>;
-
-/// A log with its index in one folder. INTERIM: a map in memory, so that the rooms above can be built while the log is.
+/// A log with its index in one folder. Every method may be called from many threads at once. Dropping it without [`Store::close`] is a
+/// crash that the next open mends.
 #[derive(Debug)]
 pub struct Store {
-    map: std::sync::Mutex<Map>,
-    clock: Arc<dyn Clock>,
+    core: Arc<Core>,
 }
 
 impl Store {
-    fn map(&self) -> std::sync::MutexGuard<'_, Map> {
-        self.map.lock().unwrap_or_else(|err| err.into_inner())
+    /// Opens or creates the store in `dir`: replays the tail of its log, adopts what survived a crash, rebuilds the index where it is lost.
+    pub fn open(dir: &Path, env: &Env, options: Options) -> Result<Store> {
+        Store::open_with(dir, env, options, None)
     }
 
-    /// Opens or creates the store in `dir`.
-    pub fn open(dir: &Path, env: &Env, options: Options) -> Result<Store> {
-        let _ = (dir, options);
-        Ok(Store { map: Default::default(), clock: env.clock.clone() })
+    pub(crate) fn open_with(dir: &Path, env: &Env, options: Options, verifier: Option<Verifier>) -> Result<Store> {
+        if options.durability != Durability::Relaxed && env.ground.honours_sync() != Some(true) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "the file system under {} does not honour sync (sync=disabled, or not known), so {} would be an empty promise: \
+                     set sync=standard, or choose durability = relaxed",
+                    dir.display(),
+                    options.durability
+                ),
+            ));
+        }
+        let core = recovery::open(dir, env, options, verifier, false)?;
+        if env.clock.threads() {
+            background(&core)?;
+        }
+        Ok(Store { core })
     }
 
     /// Opens for reading only; see [`crate::Shard::open_read_only`].
     pub fn open_read_only(dir: &Path, env: &Env, options: Options) -> Result<Store> {
-        Store::open(dir, env, options)
+        Store::open_read_only_with(dir, env, options, None)
+    }
+
+    pub(crate) fn open_read_only_with(
+        dir: &Path,
+        env: &Env,
+        options: Options,
+        verifier: Option<Verifier>,
+    ) -> Result<Store> {
+        Ok(Store { core: recovery::open(dir, env, options, verifier, true)? })
     }
 
     /// Writes operations, last one wins for a key that comes twice. With `atomic` a crash leaves all of them or none. The ticket waits
     /// for what the durability class promises of puts; deletes alone are acknowledged once they are written.
     pub fn submit(&self, ops: &[Op<'_>], atomic: bool) -> Result<Ticket> {
-        let _ = atomic;
-        let mut map = self.map();
-        for op in ops {
-            match *op {
-                Op::PutIfAbsent { key, value } => {
-                    map.entry(key.to_vec()).or_insert_with(|| (value.to_vec(), 0));
-                }
-                Op::Put { key, value, expires_unix_ms } => {
-                    map.insert(key.to_vec(), (value.to_vec(), expires_unix_ms));
-                }
-                Op::Delete { key } => {
-                    map.remove(key);
-                }
-            }
-        }
-        Ok(Ticket::ready(Ok(())))
+        self.core.submit(ops, atomic, false)
     }
 
     /// Like [`Store::submit`], with a ticket that waits for stable storage whatever the class (`ordered`: metadata).
     pub fn submit_durable(&self, ops: &[Op<'_>], atomic: bool) -> Result<Ticket> {
-        self.submit(ops, atomic)
+        self.core.submit(ops, atomic, true)
+    }
+
+    /// Writes operations and waits. What failed only because another write did is tried again (STORE 11).
+    pub fn write(&self, ops: &[Op<'_>], atomic: bool) -> Result<()> {
+        const TRIES: usize = 8;
+        for _ in 1..TRIES {
+            match self.submit(ops, atomic).and_then(Ticket::wait) {
+                Err(err) if err.is_superseded() => {}
+                other => return other,
+            }
+        }
+        self.submit(ops, atomic)?.wait()
     }
 
     /// Reads a value into `buffer` (replaced); `NotFound` where the key is absent or has expired.
     pub fn get(&self, key: &[u8], buffer: &mut Vec<u8>) -> Result<Meta> {
-        buffer.clear();
-        let now = self.clock.unix_ms();
-        match self.map().get(key) {
-            Some((value, expires)) if *expires == 0 || *expires > now => {
-                buffer.extend_from_slice(value);
-                Ok(Meta { size: value.len() as u32, expires_unix_ms: *expires })
-            }
-            _ => Err(crate::Error::not_found()),
-        }
+        self.core.get(key, buffer)
     }
 
     /// What is known of a key without reading its value.
     pub fn meta(&self, key: &[u8]) -> Result<Option<Meta>> {
-        let mut buffer = Vec::new();
-        match self.get(key, &mut buffer) {
-            Ok(meta) => Ok(Some(meta)),
-            Err(err) if err.is_not_found() => Ok(None),
-            Err(err) => Err(err),
-        }
+        self.core.meta(key)
     }
 
     /// Up to `limit` keys in byte order that start with `prefix` and are above `after`; fewer only at the end.
     pub fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize, values: bool) -> Result<Vec<Found>> {
-        let now = self.clock.unix_ms();
-        Ok(self
-            .map()
-            .range(prefix.to_vec()..)
-            .take_while(|(key, _)| key.starts_with(prefix))
-            .filter(|(key, (_, expires))| {
-                after.is_none_or(|after| key.as_slice() > after) && (*expires == 0 || *expires > now)
-            })
-            .take(limit)
-            .map(|(key, (value, expires))| Found {
-                key: key.clone(),
-                meta: Meta { size: value.len() as u32, expires_unix_ms: *expires },
-                value: values.then(|| value.clone()),
-            })
-            .collect())
-    }
-
-    /// Looks at up to `limit` keys above `after` in byte order for those that have expired but still take space. What sweeps the keyspace.
-    pub fn scan_expired(&self, after: Option<&[u8]>, limit: usize) -> Result<Expired> {
-        let now = self.clock.unix_ms();
-        let map = self.map();
-        let page: Vec<_> =
-            map.iter().filter(|(key, _)| after.is_none_or(|after| key.as_slice() > after)).take(limit).collect();
-        let last = page.last().filter(|_| page.len() == limit).map(|(key, _)| key.to_vec());
-        let keys = page.iter().filter(|(_, (_, at))| *at != 0 && *at <= now).map(|(key, _)| key.to_vec()).collect();
-        Ok(Expired { keys, last })
+        self.core.scan(prefix, after, limit, values)
     }
 
     /// Makes everything that was written before the call durable.
@@ -355,59 +254,177 @@ impl Store {
 
     /// Starts what [`Store::sync`] does.
     pub fn submit_sync(&self) -> Result<Ticket> {
-        Ok(Ticket::ready(Ok(())))
+        self.core.submit_sync()
     }
 
     /// Whether something written is not yet known durable.
     pub fn is_dirty(&self) -> bool {
-        false
+        self.core.is_dirty()
     }
 
     /// Compacts and frees now what pays, until nothing is left to do; returns the bytes given back.
     pub fn reclaim(&self) -> Result<u64> {
-        Ok(0)
+        self.core.reclaim()
     }
 
     /// Reads the records of up to `limit` keys above `after` back and checks them; returns the last key and what is damaged.
     pub fn verify(&self, after: Option<&[u8]>, limit: usize) -> Result<Verified> {
-        let found = self.scan(b"", after, limit, false)?;
-        Ok(Verified {
-            last: found.last().map(|found| found.key.clone()),
-            keys: found.len() as u64,
-            bytes: found.iter().map(|found| u64::from(found.meta.size)).sum(),
-            damaged: Vec::new(),
-        })
+        self.core.verify(after, limit)
     }
 
-    /// Gauges, O(1).
+    /// Gauges; never looks at blocks.
     pub fn stats(&self) -> Stats {
-        let map = self.map();
-        Stats {
-            count: map.len() as u64,
-            bytes: map.values().map(|(value, _)| value.len() as u64).sum(),
-            key_bytes: map.keys().map(|key| key.len() as u64).sum(),
-            ..Stats::default()
-        }
+        self.core.stats()
     }
 
     /// Why the store no longer takes writes, if so.
-    pub fn fenced(&self) -> Option<crate::Error> {
-        None
+    pub fn fenced(&self) -> Option<Error> {
+        self.core.log.lock().fenced.clone()
+    }
+
+    /// One round of the background work: what is due by the clock. Threads do it where the clock has any; a simulation calls it.
+    pub fn step(&self) {
+        self.core.step();
     }
 
     /// Syncs, writes a mark, flushes the index and closes. Later calls are `Closed`.
     pub fn close(&self) -> Result<()> {
-        Ok(())
+        self.core.close()
     }
 }
 
-/// What [`Store::scan_expired`] found.
-#[derive(Clone, Debug, Default)]
-pub struct Expired {
-    /// The last key that was looked at; `None` at the end.
-    pub last: Option<Vec<u8>>,
-    /// Keys that have expired and still take space.
-    pub keys: Vec<Vec<u8>>,
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.core.closed.store(true, Ordering::Release);
+        self.core.work_to_do.notify_all();
+    }
+}
+
+/// How often background work looks at the clock.
+const STEP: Duration = Duration::from_millis(100);
+
+fn background(core: &Arc<Core>) -> Result<()> {
+    let weak: Weak<Core> = Arc::downgrade(core);
+    std::thread::Builder::new()
+        .name("basalt-log".into())
+        .spawn(move || {
+            while let Some(core) = weak.upgrade() {
+                if core.closed.load(Ordering::Acquire) {
+                    return;
+                }
+                let asked = {
+                    let mut work = core.work.lock();
+                    if !work.flush {
+                        work = core.work_to_do.wait_for(work, STEP);
+                    }
+                    std::mem::take(&mut work.flush)
+                };
+                if asked {
+                    core.lead_flush();
+                } else {
+                    core.step();
+                }
+            }
+        })
+        .map_err(|err| Error::io("start the background thread of a store", err))?;
+    Ok(())
+}
+
+/// How often reclaim looks for something to do, in nanoseconds.
+const RECLAIM_EVERY_NS: u64 = 10_000_000_000;
+
+impl Core {
+    fn step(self: &Arc<Self>) {
+        if self.read_only || self.closed.load(Ordering::Acquire) {
+            return;
+        }
+        let now = self.env.clock.monotonic_ns();
+        let (due, idle) = {
+            let log = self.log.lock();
+            let Some(active) = &log.active else { return };
+            let age = Duration::from_nanos(now.saturating_sub(log.oldest_unflushed_ns));
+            let quiet = Duration::from_nanos(now.saturating_sub(log.last_append_ns));
+            (
+                active.prefix > active.durable && age >= self.options.flush_delay,
+                active.head > active.marked && quiet >= self.options.idle_mark_delay,
+            )
+        };
+        if due || idle {
+            self.lead_flush();
+        }
+        if idle && let Err(err) = self.append_mark() {
+            tracing::warn!(store = %self.dir.display(), %err, "no mark could be written");
+        } else if idle {
+            self.lead_flush();
+        }
+        self.apply_ready();
+        let behind = {
+            let applied = self.applying.lock();
+            applied.bytes_since_flush >= self.options.replay_bytes_max
+                || applied.records_since_flush >= self.options.replay_records_max
+        };
+        if behind && let Err(err) = self.flush_index() {
+            tracing::error!(store = %self.dir.display(), %err, "the index could not be flushed; it is tried again");
+        }
+        let last = self.last_reclaim_ns.load(Ordering::Relaxed);
+        if now.saturating_sub(last) >= RECLAIM_EVERY_NS {
+            self.last_reclaim_ns.store(now, Ordering::Relaxed);
+            if self.reclaim_pays()
+                && let Err(err) = self.reclaim()
+            {
+                tracing::warn!(store = %self.dir.display(), %err, "reclaim stopped; it is tried again");
+            }
+        }
+    }
+
+    fn close(self: &Arc<Self>) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let outcome = if self.read_only { Ok(()) } else { self.close_log() };
+        self.closed.store(true, Ordering::Release);
+        self.work_to_do.notify_all();
+        outcome
+    }
+
+    fn close_log(self: &Arc<Self>) -> Result<()> {
+        self.submit_sync()?.wait()?;
+        let marked = self.log.lock().active.as_ref().is_none_or(|active| active.head == active.marked);
+        if !marked {
+            self.append_mark()?;
+        }
+        let clean = loop {
+            self.submit_sync()?.wait()?;
+            let mut log = self.log.lock();
+            if log.rolling || log.flushing {
+                drop(self.changed.wait(log));
+                continue;
+            }
+            let clean = match &log.active {
+                Some(active) if active.durable < active.end() || !active.in_flight.is_empty() => continue,
+                // What a broken segment holds above its end must not be written over.
+                Some(active) if active.broken.is_some() => None,
+                Some(active) => Some(recovery::Clean {
+                    segment: active.segment.id,
+                    end: active.head,
+                    last_summary: active.summary.previous(),
+                    records: active.records,
+                }),
+                None => None,
+            };
+            let written = !log.clean_file;
+            log.fenced = Some(Error::new(
+                ErrorKind::Closed,
+                format!("the store {} is closed: open it again", self.dir.display()),
+            ));
+            break clean.filter(|_| written);
+        };
+        self.flush_index()?;
+        match clean {
+            Some(clean) => clean.write(self),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What [`Store::verify`] found.

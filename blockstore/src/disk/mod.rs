@@ -1,6 +1,12 @@
 //! The only way from the data path to files, threads and clocks.
 
-use std::{fmt::Debug, io, path::Path, sync::Arc, time::Duration};
+use std::{fmt::Debug, io, path::Path, sync::Arc};
+
+mod os;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
+
+pub use os::{OsClock, OsDisk, OsEntropy};
 
 /// Files and folders. Names of files are durable only after [`Disk::sync_dir`] of their folder.
 pub trait Disk: Send + Sync + Debug {
@@ -52,14 +58,10 @@ pub trait Clock: Send + Sync + Debug {
     fn unix_ms(&self) -> u64;
     /// Whether background work runs on threads of its own. A simulation says no and steps it.
     fn threads(&self) -> bool;
-    /// Sleeps.
-    fn sleep(&self, time: Duration);
 }
 
-/// The files of the operating system.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct OsDisk;
-
-/// The clocks and threads of the operating system.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct OsClock;
+/// Random bytes for ids and nonces.
+pub trait Entropy: Send + Sync + Debug {
+    /// Fills with bytes that nobody can guess.
+    fn fill(&self, bytes: &mut [u8]);
+}

@@ -4,6 +4,16 @@ use std::{fmt::Debug, path::Path, sync::Arc};
 
 use crate::error::Result;
 
+pub(crate) mod overlay;
+mod rocks;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
+
+pub use rocks::RocksEngine;
+
+/// One change of an index: a key, and its new value or `None` to remove it.
+pub type Change = (Vec<u8>, Option<Vec<u8>>);
+
 /// Makes indexes. The real one is RocksDB; the simulated one has RocksDB's promise and no more.
 pub trait IndexEngine: Send + Sync + Debug {
     /// Opens or creates the index in a folder.
@@ -18,7 +28,7 @@ pub trait Index: Send + Sync + Debug {
     /// The value of a key.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>>;
     /// Applies changes in one batch: all or nothing at a crash. `None` removes.
-    fn write(&self, changes: &[(Vec<u8>, Option<Vec<u8>>)]) -> Result<()>;
+    fn write(&self, changes: &[Change]) -> Result<()>;
     /// Makes every batch written so far durable.
     fn flush(&self) -> Result<()>;
     /// Calls `each` with pairs in order from `from` (inclusive) until it returns `false` or the map ends.

@@ -1,0 +1,488 @@
+//! A disk in memory that forgets as a real one may.
+//!
+//! What was written and not synced may be lost, kept or torn at sector boundaries, in any order, when the power goes. Names are
+//! durable only once their folder is synced. A sync can fail, and then what it should have made durable never is, although it still
+//! reads back. Every operation is a step; a step can be made to fail, or to be the last one before the crash.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{Clock, Disk, Entropy, File};
+use crate::sync::Mutex;
+
+/// Bytes that a drive writes all or nothing.
+const SECTOR: usize = 512;
+
+/// A small deterministic generator (splitmix64), so that a seed gives the whole run.
+#[derive(Clone, Debug)]
+pub struct SimRng(u64);
+
+impl SimRng {
+    /// A generator from a seed.
+    pub fn new(seed: u64) -> SimRng {
+        SimRng(seed)
+    }
+
+    /// The next 64 bits.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound` (which is not 0).
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// True once in `n`.
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// What the power cut does to what was not synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Only the process died: the page cache, with what is still to be written, survives.
+    Process,
+    /// Nothing unsynced survives.
+    Everything,
+    /// Everything written survives (written back early), synced or not.
+    Nothing,
+    /// Each sector and each name on its own.
+    Random,
+}
+
+/// A fault to inject at a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The operation fails and changes nothing; a sync loses what it should have made durable.
+    Error(io::ErrorKind),
+    /// The power goes just before the operation; all later ones fail.
+    PowerCut,
+}
+
+#[derive(Debug, Default)]
+struct Inode {
+    /// What reads back.
+    data: Vec<u8>,
+    /// What is on the platter.
+    durable: Vec<u8>,
+    /// Sectors written since the last good sync.
+    dirty: BTreeSet<usize>,
+    /// Whether the length changed since.
+    length_dirty: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    inodes: HashMap<u64, Inode>,
+    next_inode: u64,
+    names: BTreeMap<PathBuf, u64>,
+    durable_names: BTreeMap<PathBuf, u64>,
+    dirs: BTreeSet<PathBuf>,
+    steps: u64,
+    faults: BTreeMap<u64, Fault>,
+    cut: bool,
+    available: Option<u64>,
+    trace: Option<Vec<String>>,
+    now_ns: u64,
+    entropy: u64,
+}
+
+/// The simulated disk and clock; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct SimDisk(Arc<Mutex<State>>);
+
+impl SimDisk {
+    /// An empty disk.
+    pub fn new() -> SimDisk {
+        SimDisk::default()
+    }
+
+    /// Operations so far.
+    pub fn steps(&self) -> u64 {
+        self.0.lock().steps
+    }
+
+    /// Makes the operation numbered `step` (from 1) fail as `fault` says.
+    pub fn inject(&self, step: u64, fault: Fault) {
+        self.0.lock().faults.insert(step, fault);
+    }
+
+    /// Forgets all faults that have not struck.
+    pub fn clear_faults(&self) {
+        self.0.lock().faults.clear();
+    }
+
+    /// Whether the power is gone.
+    pub fn is_cut(&self) -> bool {
+        self.0.lock().cut
+    }
+
+    /// What [`Disk::available`] answers from now on; `None` for plenty.
+    pub fn set_available(&self, bytes: Option<u64>) {
+        self.0.lock().available = bytes;
+    }
+
+    /// Moves the clock on.
+    pub fn advance_ns(&self, ns: u64) {
+        self.0.lock().now_ns += ns;
+    }
+
+    /// Begins to record every step.
+    pub fn record_trace(&self) {
+        self.0.lock().trace = Some(Vec::new());
+    }
+
+    /// The steps recorded.
+    pub fn trace(&self) -> Vec<String> {
+        self.0.lock().trace.clone().unwrap_or_default()
+    }
+
+    /// The power comes back: what `loss` left is what there is. Open files of before are useless.
+    pub fn restart(&self, rng: &mut SimRng, loss: Loss) {
+        let mut state = self.0.lock();
+        state.cut = false;
+        state.faults.clear();
+        if loss == Loss::Process {
+            return;
+        }
+        let mut paths: BTreeSet<PathBuf> = state.names.keys().cloned().collect();
+        paths.extend(state.durable_names.keys().cloned());
+        let mut names = BTreeMap::new();
+        for path in paths {
+            let (now, durable) = (state.names.get(&path).copied(), state.durable_names.get(&path).copied());
+            let kept = match loss {
+                Loss::Everything | Loss::Process => durable,
+                Loss::Nothing => now,
+                Loss::Random => {
+                    if rng.one_in(2) {
+                        now
+                    } else {
+                        durable
+                    }
+                }
+            };
+            if let Some(inode) = kept {
+                names.insert(path, inode);
+            }
+        }
+        state.durable_names = names.clone();
+        state.names = names;
+        let mut ids: Vec<u64> = state.inodes.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            let Some(inode) = state.inodes.get_mut(&id) else { continue };
+            let dirty = std::mem::take(&mut inode.dirty);
+            let keep_length = match loss {
+                Loss::Everything | Loss::Process => false,
+                Loss::Nothing => true,
+                Loss::Random => rng.one_in(2),
+            };
+            let mut image = inode.durable.clone();
+            if inode.length_dirty && keep_length {
+                image.resize(inode.data.len(), 0);
+            }
+            for sector in dirty {
+                let keep = match loss {
+                    Loss::Everything | Loss::Process => false,
+                    Loss::Nothing => true,
+                    Loss::Random => rng.one_in(2),
+                };
+                let from = sector * SECTOR;
+                let to = (from + SECTOR).min(inode.data.len());
+                if !keep || from >= to {
+                    continue;
+                }
+                // A file never ends in the middle of data that reached the platter.
+                if image.len() < to {
+                    image.resize(to, 0);
+                }
+                image[from..to].copy_from_slice(&inode.data[from..to]);
+            }
+            inode.length_dirty = false;
+            inode.data = image.clone();
+            inode.durable = image;
+        }
+    }
+
+    /// Flips one bit of what a file holds, on the platter too. Returns whether the file is that long.
+    pub fn flip(&self, path: &Path, byte: u64, bit: u8) -> bool {
+        let mut state = self.0.lock();
+        let Some(inode) = state.names.get(path).copied() else { return false };
+        let Some(inode) = state.inodes.get_mut(&inode) else { return false };
+        let at = byte as usize;
+        if at >= inode.data.len() {
+            return false;
+        }
+        inode.data[at] ^= 1 << bit;
+        if at < inode.durable.len() {
+            inode.durable[at] ^= 1 << bit;
+        }
+        true
+    }
+
+    /// What a file reads as now.
+    pub fn contents(&self, path: &Path) -> Option<Vec<u8>> {
+        let state = self.0.lock();
+        state.names.get(path).and_then(|inode| state.inodes.get(inode)).map(|inode| inode.data.clone())
+    }
+
+    /// Puts a file there as if it had always been.
+    pub fn install(&self, path: &Path, contents: Vec<u8>) {
+        let mut state = self.0.lock();
+        state.next_inode += 1;
+        let id = state.next_inode;
+        state.inodes.insert(id, Inode { data: contents.clone(), durable: contents, ..Inode::default() });
+        state.names.insert(path.to_owned(), id);
+        state.durable_names.insert(path.to_owned(), id);
+        if let Some(dir) = path.parent() {
+            state.dirs.insert(dir.to_owned());
+        }
+    }
+
+    /// Counts a step of something that is not a file (an index flush), with the faults of its number.
+    pub fn step(&self, what: &str) -> io::Result<()> {
+        self.0.lock().step(|| what.to_owned())
+    }
+}
+
+impl State {
+    fn step(&mut self, what: impl FnOnce() -> String) -> io::Result<()> {
+        if self.cut {
+            return Err(io::Error::other("the power is gone"));
+        }
+        self.steps += 1;
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{} {}", self.steps, what()));
+        }
+        match self.faults.remove(&self.steps) {
+            None => Ok(()),
+            Some(Fault::Error(kind)) => Err(kind.into()),
+            Some(Fault::PowerCut) => {
+                self.cut = true;
+                Err(io::Error::other("the power is gone"))
+            }
+        }
+    }
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
+#[derive(Debug)]
+struct SimFile {
+    disk: SimDisk,
+    inode: u64,
+    name: String,
+}
+
+impl Disk for SimDisk {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let mut state = self.0.lock();
+        state.step(|| format!("create {}", name(path)))?;
+        if state.names.contains_key(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        state.next_inode += 1;
+        let inode = state.next_inode;
+        state.inodes.insert(inode, Inode::default());
+        state.names.insert(path.to_owned(), inode);
+        Ok(Arc::new(SimFile { disk: self.clone(), inode, name: name(path) }))
+    }
+
+    fn open(&self, path: &Path, _write: bool) -> io::Result<Arc<dyn File>> {
+        let state = self.0.lock();
+        if state.cut {
+            return Err(io::Error::other("the power is gone"));
+        }
+        let inode = state.names.get(path).copied().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Arc::new(SimFile { disk: self.clone(), inode, name: name(path) }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.step(|| format!("rename {} {}", name(from), name(to)))?;
+        let inode = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        state.names.insert(to.to_owned(), inode);
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.step(|| format!("remove {}", name(path)))?;
+        state.names.remove(path).map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let state = self.0.lock();
+        if state.cut {
+            return Err(io::Error::other("the power is gone"));
+        }
+        if !state.dirs.contains(dir) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(state.names.keys().filter(|path| path.parent() == Some(dir)).map(|path| name(path)).collect())
+    }
+
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.step(|| format!("mkdir {}", name(dir)))?;
+        state.dirs.insert(dir.to_owned());
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.step(|| format!("sync folder {}", name(dir)))?;
+        let durable: Vec<_> =
+            state.names.iter().filter(|(path, _)| path.parent() == Some(dir)).map(|(p, i)| (p.clone(), *i)).collect();
+        state.durable_names.retain(|path, _| path.parent() != Some(dir));
+        state.durable_names.extend(durable);
+        Ok(())
+    }
+
+    fn available(&self, _dir: &Path) -> io::Result<u64> {
+        Ok(self.0.lock().available.unwrap_or(1 << 50))
+    }
+}
+
+impl SimFile {
+    fn with<T>(&self, act: impl FnOnce(&mut Inode) -> T) -> io::Result<T> {
+        let mut state = self.disk.0.lock();
+        if state.cut {
+            return Err(io::Error::other("the power is gone"));
+        }
+        let inode = state.inodes.get_mut(&self.inode).ok_or(io::ErrorKind::NotFound)?;
+        Ok(act(inode))
+    }
+
+    fn step(&self, what: impl FnOnce() -> String) -> io::Result<()> {
+        self.disk.0.lock().step(|| format!("{} {}", what(), self.name))
+    }
+}
+
+impl Inode {
+    fn write(&mut self, bytes: &[u8], offset: usize) {
+        let end = offset + bytes.len();
+        if self.data.len() < end {
+            self.data.resize(end, 0);
+            self.length_dirty = true;
+        }
+        self.data[offset..end].copy_from_slice(bytes);
+        self.dirty.extend(offset / SECTOR..end.div_ceil(SECTOR));
+    }
+}
+
+impl File for SimFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.with(|inode| {
+            let from = (offset as usize).min(inode.data.len());
+            let n = buffer.len().min(inode.data.len() - from);
+            buffer[..n].copy_from_slice(&inode.data[from..from + n]);
+            n
+        })
+    }
+
+    fn read_two_at(&self, head: &mut [u8], body: &mut [u8], offset: u64) -> io::Result<usize> {
+        let n = self.read_at(head, offset)?;
+        if n < head.len() {
+            return Ok(n);
+        }
+        Ok(n + self.read_at(body, offset + n as u64)?)
+    }
+
+    fn write_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
+        self.step(|| format!("write {}@{offset}", parts.iter().map(|part| part.len()).sum::<usize>()))?;
+        self.with(|inode| inode.write(&parts.concat(), offset as usize))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let failed = match self.step(|| "sync".to_owned()) {
+            Ok(()) => None,
+            Err(err) => Some(err),
+        };
+        self.with(|inode| {
+            if let Some(err) = failed {
+                // The kernel marks the pages clean: they read back, and no later sync will write them.
+                inode.dirty.clear();
+                inode.length_dirty = false;
+                return Err(err);
+            }
+            let mut durable = std::mem::take(&mut inode.durable);
+            durable.resize(inode.data.len(), 0);
+            for sector in std::mem::take(&mut inode.dirty) {
+                let from = (sector * SECTOR).min(inode.data.len());
+                let to = (from + SECTOR).min(inode.data.len());
+                durable[from..to].copy_from_slice(&inode.data[from..to]);
+            }
+            inode.durable = durable;
+            inode.length_dirty = false;
+            Ok(())
+        })?
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.step(|| format!("set length {len}"))?;
+        self.with(|inode| {
+            inode.data.resize(len as usize, 0);
+            inode.length_dirty = true;
+        })
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        self.with(|inode| inode.data.len() as u64)
+    }
+
+    fn reserve(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        self.step(|| "reserve".to_owned())
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.step(|| format!("punch {len}@{offset}"))?;
+        self.with(|inode| {
+            let from = (offset as usize).min(inode.data.len());
+            let to = ((offset + len) as usize).min(inode.data.len());
+            let zeros = vec![0; to - from];
+            inode.write(&zeros, from);
+        })
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        self.length()
+    }
+}
+
+impl Clock for SimDisk {
+    fn monotonic_ns(&self) -> u64 {
+        self.0.lock().now_ns
+    }
+
+    fn unix_ms(&self) -> u64 {
+        1_700_000_000_000 + self.0.lock().now_ns / 1_000_000
+    }
+
+    fn threads(&self) -> bool {
+        false
+    }
+}
+
+impl Entropy for SimDisk {
+    fn fill(&self, bytes: &mut [u8]) {
+        let mut state = self.0.lock();
+        for byte in bytes {
+            let mut rng = SimRng::new(state.entropy);
+            *byte = rng.next() as u8;
+            state.entropy = rng.0;
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! A model of the index with RocksDB's real promise and no more: after a crash it holds some prefix of the batches written, at least all
+//! up to the last flush.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{Change, Index, IndexEngine};
+use crate::{
+    disk::sim::{SimDisk, SimRng},
+    error::{Error, Result},
+    sync::Mutex,
+};
+
+type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
+#[derive(Debug, Default)]
+struct State {
+    durable: Map,
+    /// Batches since, in order.
+    unflushed: Vec<Vec<Change>>,
+    live: Map,
+}
+
+/// What an index holds after a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IndexLoss {
+    /// A random prefix of the unflushed batches.
+    Prefix,
+    /// Nothing at all: the folder is gone.
+    Everything,
+}
+
+/// Simulated indexes by folder. A flush counts as an operation of the disk, so a crash can come before or after it.
+#[derive(Clone, Debug)]
+pub struct SimEngine {
+    disk: SimDisk,
+    indexes: Arc<Mutex<HashMap<PathBuf, Arc<Mutex<State>>>>>,
+}
+
+impl SimEngine {
+    /// An engine whose flushes fail and crash with `disk`.
+    pub fn new(disk: SimDisk) -> SimEngine {
+        SimEngine { disk, indexes: Arc::default() }
+    }
+
+    /// What a power cut leaves.
+    pub fn crash(&self, rng: &mut SimRng, loss: IndexLoss) {
+        for state in self.indexes.lock().values() {
+            let mut state = state.lock();
+            if loss == IndexLoss::Everything {
+                *state = State::default();
+                continue;
+            }
+            let keep = rng.below(state.unflushed.len() as u64 + 1) as usize;
+            let batches: Vec<_> = state.unflushed.drain(..).take(keep).collect();
+            for (key, value) in batches.into_iter().flatten() {
+                apply(&mut state.durable, key, value);
+            }
+            state.live = state.durable.clone();
+        }
+    }
+}
+
+fn apply(map: &mut Map, key: Vec<u8>, value: Option<Vec<u8>>) {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
+
+impl IndexEngine for SimEngine {
+    fn open(&self, dir: &Path, _read_only: bool) -> Result<Arc<dyn Index>> {
+        let state = self.indexes.lock().entry(dir.to_owned()).or_default().clone();
+        Ok(Arc::new(SimIndex { disk: self.disk.clone(), state }))
+    }
+
+    fn destroy(&self, dir: &Path) -> Result<()> {
+        self.indexes.lock().remove(dir);
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct SimIndex {
+    disk: SimDisk,
+    state: Arc<Mutex<State>>,
+}
+
+impl Index for SimIndex {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.state.lock().live.get(key).cloned())
+    }
+
+    fn write(&self, changes: &[Change]) -> Result<()> {
+        let mut state = self.state.lock();
+        for (key, value) in changes {
+            apply(&mut state.live, key.clone(), value.clone());
+        }
+        state.unflushed.push(changes.to_vec());
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.disk.step("flush index").map_err(|err| Error::io("flush the index", err))?;
+        let mut state = self.state.lock();
+        let batches = std::mem::take(&mut state.unflushed);
+        for (key, value) in batches.into_iter().flatten() {
+            apply(&mut state.durable, key, value);
+        }
+        Ok(())
+    }
+
+    fn scan(&self, from: &[u8], each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<()> {
+        // A copy, as RocksDB's iterator is a snapshot, and `each` may write.
+        let pairs: Vec<_> =
+            self.state.lock().live.range(from.to_vec()..).map(|(k, v)| (k.clone(), v.clone())).collect();
+        for (key, value) in pairs {
+            if !each(&key, &value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,642 @@
+//! The shared state of an open store, and its reads.
+//!
+//! A write is *pending* from its reservation in the log until the index has heard of it: the index hears only of what is durable
+//! (STORE 9), so look-ups ask the pending writes first. Locks are taken in this order: stripes (ascending), log, rows. Callbacks run under none.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    hash::{BuildHasher, RandomState},
+    path::PathBuf,
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use smallvec::SmallVec;
+
+use super::{
+    Env, Found, Meta, Stats, Verified,
+    entry::{Checkpoint, Entry, SegmentRow, entry_key, key_of_entry},
+    format::{RECORDS_START, SummaryBuilder, record_bytes},
+    location::Location,
+    segment::{Segment, SegmentFiles},
+    ticket::Completion,
+};
+use crate::{
+    disk::{Clock, File},
+    error::{Error, ErrorKind, Result},
+    index::Index,
+    options::{Durability, OnCorrupt, Options},
+    sync::{Condvar, Mutex, MutexGuard},
+};
+
+/// Pending writes are spread over this many locks, which also order the writes of one key.
+const STRIPES: usize = 64;
+
+pub(super) type Key = SmallVec<[u8; 40]>;
+
+/// Checks a value against its key, where a store's keys say what their values are.
+pub(crate) type Verifier = fn(key: &[u8], value: &[u8]) -> Result<()>;
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(super) env: Env,
+    pub(super) options: Options,
+    pub(super) dir: PathBuf,
+    pub(super) read_only: bool,
+    pub(super) verifier: Option<Verifier>,
+    pub(super) files: SegmentFiles,
+    pub(super) store_id: [u8; 16],
+    pub(super) incarnation: [u8; 16],
+    pub(super) index: Arc<dyn Index>,
+    stripes: Vec<Mutex<Stripe>>,
+    hasher: RandomState,
+    pub(super) segments: RwLock<BTreeMap<u64, Arc<Segment>>>,
+    pub(super) log: Mutex<Log>,
+    /// Something that a roll or a reservation waits for has changed.
+    pub(super) changed: Condvar,
+    pub(super) rows: Mutex<Rows>,
+    /// Held by whoever writes to the index, so that it hears of everything in order.
+    pub(super) applying: Mutex<Applied>,
+    /// One reclaim at a time.
+    pub(super) reclaiming: Mutex<()>,
+    pub(super) count: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    pub(super) key_bytes: AtomicU64,
+    pub(super) quarantined: AtomicU64,
+    operations: AtomicU64,
+    pub(super) work: Mutex<Work>,
+    pub(super) work_to_do: Condvar,
+    pub(super) closed: AtomicBool,
+    pub(super) space: Mutex<Space>,
+    pub(super) last_reclaim_ns: AtomicU64,
+}
+
+/// What background work has been asked for.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    pub(super) flush: bool,
+}
+
+/// The last look at the free space of the disk.
+#[derive(Debug, Default)]
+pub(super) struct Space {
+    pub(super) available: u64,
+    /// Bytes that may be written before it is looked at again.
+    pub(super) trust: u64,
+}
+
+type Stripe = HashMap<Key, SmallVec<[Pending; 1]>, RandomState>;
+
+/// A write of a key that the index has not heard of.
+#[derive(Clone, Debug)]
+pub(super) struct Pending {
+    pub(super) operation: u64,
+    pub(super) completion: Arc<Completion>,
+    pub(super) place: Arc<AtomicU64>,
+    /// `None`: the key is gone.
+    pub(super) value: Option<PendingValue>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct PendingValue {
+    pub(super) size: u32,
+    pub(super) expires_unix_ms: u64,
+    pub(super) inline: Option<Arc<[u8]>>,
+}
+
+/// The log's end: where the next record goes, what is on its way, what waits.
+#[derive(Debug)]
+pub(super) struct Log {
+    /// The segment that is written to; none before the first write after an unclean open.
+    pub(super) active: Option<Active>,
+    /// What the next segment says of the one before.
+    pub(super) previous: (u64, u64),
+    pub(super) next_id: u64,
+    /// Someone changes segments; reservations wait.
+    pub(super) rolling: bool,
+    /// Someone flushes.
+    pub(super) flushing: bool,
+    /// Writes that are not durable yet, in the order of the log; all of the active segment.
+    pub(super) queue: VecDeque<Group>,
+    /// How many at the front of the queue are written without a gap below them.
+    pub(super) written: usize,
+    /// Durable writes of which the index has not heard, in order.
+    pub(super) ready: VecDeque<Group>,
+    pub(super) fenced: Option<Error>,
+    pub(super) last_append_ns: u64,
+    pub(super) oldest_unflushed_ns: u64,
+    /// The file that says that the store was closed well is there, and must go before the first write.
+    pub(super) clean_file: bool,
+    /// Files to remove once the next segment is there.
+    pub(super) void: Vec<u64>,
+    /// Spent segment files that may be written over.
+    pub(super) spent: Vec<String>,
+}
+
+#[derive(Debug)]
+pub(super) struct Active {
+    pub(super) segment: Arc<Segment>,
+    pub(super) file: Arc<dyn File>,
+    /// Where the next record goes.
+    pub(super) head: u64,
+    /// Everything below is written.
+    pub(super) prefix: u64,
+    /// Everything below is durable: the mark.
+    pub(super) durable: u64,
+    /// Starts of the reservations that are being written.
+    pub(super) in_flight: std::collections::BTreeSet<u64>,
+    pub(super) summary: SummaryBuilder,
+    pub(super) records: u64,
+    /// End of the last summary: everything below is told by one.
+    pub(super) marked: u64,
+    /// A write at this place failed: the segment ends here.
+    pub(super) broken: Option<u64>,
+}
+
+/// One reservation with all its records: acknowledged, made durable and applied as a whole.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) segment: u64,
+    pub(super) completion: Arc<Completion>,
+    pub(super) ops: Vec<ApplyOp>,
+}
+
+/// What the index will hear of one record.
+#[derive(Debug)]
+pub(super) struct ApplyOp {
+    pub(super) operation: u64,
+    pub(super) key: Key,
+    pub(super) sequence: u64,
+    pub(super) place: Arc<AtomicU64>,
+    pub(super) value: Option<PendingValue>,
+    /// The live record that this one replaces or removes, with the size of its value.
+    pub(super) previous: Option<(Arc<AtomicU64>, u32)>,
+    /// A copy made by reclaim: nothing is counted.
+    pub(super) moved: bool,
+}
+
+/// Rows of the segments, and which the index has not heard of.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    pub(super) rows: BTreeMap<u64, SegmentRow>,
+    pub(super) dirty: HashSet<u64>,
+    /// Payload ranges that deletes have freed in segments that stay: location and size of the record.
+    pub(super) punchable: Vec<(Location, usize, u32)>,
+    pub(super) punchable_bytes: u64,
+}
+
+/// How far the index has heard.
+#[derive(Debug, Default)]
+pub(super) struct Applied {
+    pub(super) checkpoint: Checkpoint,
+    /// What the last flush of the index covered.
+    pub(super) flushed: Location,
+    pub(super) bytes_since_flush: u64,
+    pub(super) records_since_flush: u64,
+    /// The index refused a write; it is tried again.
+    pub(super) error: Option<Error>,
+}
+
+/// A key as it is now.
+#[derive(Clone, Debug)]
+pub(super) struct Live {
+    pub(super) place: Arc<AtomicU64>,
+    pub(super) size: u32,
+    pub(super) expires_unix_ms: u64,
+    pub(super) inline: Option<Arc<[u8]>>,
+    pub(super) quarantined: bool,
+}
+
+impl Live {
+    pub(super) fn location(&self) -> Location {
+        Location::from_word(self.place.load(Ordering::Acquire))
+    }
+}
+
+/// Parts of a store that recovery has found.
+pub(super) struct Recovered {
+    pub(super) files: SegmentFiles,
+    pub(super) store_id: [u8; 16],
+    pub(super) incarnation: [u8; 16],
+    pub(super) index: Arc<dyn Index>,
+    pub(super) segments: BTreeMap<u64, Arc<Segment>>,
+    pub(super) rows: BTreeMap<u64, SegmentRow>,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) log: Log,
+}
+
+impl Core {
+    pub(super) fn new(
+        env: &Env,
+        options: Options,
+        dir: PathBuf,
+        read_only: bool,
+        verifier: Option<Verifier>,
+        recovered: Recovered,
+    ) -> Core {
+        let Recovered { files, store_id, incarnation, index, segments, rows, checkpoint, log } = recovered;
+        Core {
+            env: env.clone(),
+            options,
+            dir,
+            read_only,
+            verifier,
+            files,
+            store_id,
+            incarnation,
+            index,
+            stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            segments: RwLock::new(segments),
+            log: Mutex::new(log),
+            changed: Condvar::default(),
+            rows: Mutex::new(Rows { rows, ..Rows::default() }),
+            applying: Mutex::new(Applied { checkpoint, flushed: checkpoint.position, ..Applied::default() }),
+            reclaiming: Mutex::default(),
+            count: AtomicU64::new(checkpoint.count),
+            bytes: AtomicU64::new(checkpoint.bytes),
+            key_bytes: AtomicU64::new(checkpoint.key_bytes),
+            quarantined: AtomicU64::new(0),
+            operations: AtomicU64::new(1),
+            work: Mutex::default(),
+            work_to_do: Condvar::default(),
+            closed: AtomicBool::new(false),
+            space: Mutex::default(),
+            last_reclaim_ns: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn clock(&self) -> &dyn Clock {
+        &*self.env.clock
+    }
+
+    pub(super) fn flush_deadline(&self) -> Duration {
+        self.options.flush_deadline
+    }
+
+    pub(super) fn next_operation(&self) -> u64 {
+        self.operations.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn stripe_of(&self, key: &[u8]) -> usize {
+        self.hasher.hash_one(key) as usize % STRIPES
+    }
+
+    pub(super) fn stripe(&self, at: usize) -> MutexGuard<'_, Stripe> {
+        self.stripes[at].lock()
+    }
+
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(
+                ErrorKind::Closed,
+                format!("the store {} is closed: open it again", self.dir.display()),
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn segment(&self, id: u64) -> Option<Arc<Segment>> {
+        self.segments.read().unwrap_or_else(|err| err.into_inner()).get(&id).cloned()
+    }
+
+    pub(super) fn add_segment(&self, segment: Arc<Segment>) {
+        self.segments.write().unwrap_or_else(|err| err.into_inner()).insert(segment.id, segment);
+    }
+
+    pub(super) fn remove_segment(&self, id: u64) {
+        self.segments.write().unwrap_or_else(|err| err.into_inner()).remove(&id);
+        self.files.forget(id);
+    }
+
+    /// The newest write of a key, visible or not, under its stripe; then the index.
+    pub(super) fn newest(&self, stripe: &Stripe, key: &[u8]) -> Result<Option<(Live, Option<Arc<Completion>>)>> {
+        if let Some(last) = stripe.get(key).and_then(|pending| pending.last()) {
+            return Ok(last.value.as_ref().map(|value| (live_of(last, value), Some(last.completion.clone()))));
+        }
+        Ok(self.indexed(key)?.map(|live| (live, None)))
+    }
+
+    /// The last pending write of a key, if any.
+    pub(super) fn last_pending(stripe: &Stripe, key: &[u8]) -> Option<Pending> {
+        stripe.get(key).and_then(|pending| pending.last()).cloned()
+    }
+
+    fn indexed(&self, key: &[u8]) -> Result<Option<Live>> {
+        let Some(bytes) = self.index.get(&entry_key(key))? else { return Ok(None) };
+        let entry = Entry::decode(&bytes)?;
+        Ok(Some(Live {
+            place: Arc::new(AtomicU64::new(entry.location.word())),
+            size: entry.size,
+            expires_unix_ms: entry.expires_unix_ms,
+            inline: entry.inline.map(Arc::from),
+            quarantined: entry.quarantined,
+        }))
+    }
+
+    /// Whether readers see a pending write: puts once the class acknowledges them, deletes once they are written.
+    fn visible(&self, pending: &Pending) -> bool {
+        match (&pending.value, self.options.durability) {
+            (Some(_), Durability::Strict) => pending.completion.is_durable(),
+            _ => pending.completion.is_written(),
+        }
+    }
+
+    /// A key as a reader sees it. Blocks of a fenced store that may not be durable are `Unavailable`, never present (STORE 2).
+    pub(super) fn resolve(&self, key: &[u8]) -> Result<Option<Live>> {
+        self.check_open()?;
+        {
+            let stripe = self.stripe(self.stripe_of(key));
+            if let Some(pending) = stripe.get(key) {
+                for pending in pending.iter().rev() {
+                    if pending.completion.is_lost() {
+                        return Err(Error::new(
+                            ErrorKind::Unavailable,
+                            "the disk failed before this write was durable: look at the disk, then open the store again",
+                        ));
+                    }
+                    if self.visible(pending) {
+                        return Ok(pending
+                            .value
+                            .as_ref()
+                            .map(|value| live_of(pending, value))
+                            .filter(|live| !self.expired(live)));
+                    }
+                }
+            }
+        }
+        // Applied meanwhile: the index had it before the stripe let go of it.
+        Ok(self.indexed(key)?.filter(|live| !self.expired(live)))
+    }
+
+    fn expired(&self, live: &Live) -> bool {
+        live.expires_unix_ms != 0 && live.expires_unix_ms <= self.env.clock.unix_ms()
+    }
+
+    fn hides(&self, live: &Live) -> bool {
+        live.quarantined && self.options.corrupt == OnCorrupt::Refetch
+    }
+
+    pub(super) fn meta(&self, key: &[u8]) -> Result<Option<Meta>> {
+        Ok(self
+            .resolve(key)?
+            .filter(|live| !self.hides(live))
+            .map(|live| Meta { size: live.size, expires_unix_ms: live.expires_unix_ms }))
+    }
+
+    pub(super) fn get(&self, key: &[u8], buffer: &mut Vec<u8>) -> Result<Meta> {
+        let mut before = None;
+        loop {
+            let Some(live) = self.resolve(key)? else {
+                buffer.clear();
+                return Err(Error::not_found());
+            };
+            if self.hides(&live) {
+                buffer.clear();
+                return Err(Error::not_found());
+            }
+            let meta = Meta { size: live.size, expires_unix_ms: live.expires_unix_ms };
+            if let Some(inline) = &live.inline {
+                buffer.clear();
+                buffer.extend_from_slice(inline);
+                return Ok(meta);
+            }
+            let location = live.location();
+            let err = match self.read_at(location, key, live.size, buffer) {
+                Ok(()) => return Ok(meta),
+                Err(err) => err,
+            };
+            // It may have been deleted, moved or freed since the look-up: only the same place twice is damage.
+            if before.replace(location) != Some(location) {
+                continue;
+            }
+            buffer.clear();
+            if err.kind() != ErrorKind::Corrupt {
+                return Err(err);
+            }
+            self.quarantine(key, location, &err)?;
+            return match self.options.corrupt {
+                OnCorrupt::Refetch => Err(Error::not_found()),
+                OnCorrupt::Error => Err(err),
+            };
+        }
+    }
+
+    pub(super) fn read_at(&self, location: Location, key: &[u8], size: u32, buffer: &mut Vec<u8>) -> Result<()> {
+        let Some(segment) = self.segment(location.segment()) else {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "segment {} of {} is missing: restore its file from a snapshot or replica",
+                    location.segment(),
+                    self.dir.display()
+                ),
+            ));
+        };
+        self.files.read_value(&segment, location, key, size, buffer)
+    }
+
+    /// Remembers that a key's bytes are damaged (STORE 19). It stays counted, enumerated and deletable.
+    pub(super) fn quarantine(&self, key: &[u8], location: Location, err: &Error) -> Result<()> {
+        tracing::error!(key = %hex(key), %err, "damaged bytes found");
+        if self.read_only {
+            return Ok(());
+        }
+        let stripe = self.stripe(self.stripe_of(key));
+        if stripe.contains_key(key) {
+            return Ok(());
+        }
+        let index_key = entry_key(key);
+        let Some(bytes) = self.index.get(&index_key)? else { return Ok(()) };
+        let mut entry = Entry::decode(&bytes)?;
+        if entry.location != location || entry.quarantined {
+            return Ok(());
+        }
+        entry.quarantined = true;
+        self.index.write(&[(index_key, Some(entry.encode()))])?;
+        self.quarantined.fetch_add(1, Ordering::Relaxed);
+        drop(stripe);
+        Ok(())
+    }
+
+    /// A page of keys in byte order. Pending writes are looked at first: what is applied meanwhile is then in the index for sure.
+    pub(super) fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize, values: bool) -> Result<Vec<Found>> {
+        self.check_open()?;
+        if limit == 0 {
+            return Ok(Vec::new());
+        }
+        let from = match after {
+            Some(after) if after >= prefix => after,
+            _ => prefix,
+        };
+        let wanted = |key: &[u8]| key.starts_with(prefix) && after.is_none_or(|after| key > after);
+        let mut overlay: BTreeMap<Key, Option<Live>> = BTreeMap::new();
+        for stripe in &self.stripes {
+            for (key, pending) in stripe.lock().iter().filter(|(key, _)| wanted(key)) {
+                if let Some(newest) = pending.iter().rev().find(|pending| self.visible(pending)) {
+                    overlay.insert(key.clone(), newest.value.as_ref().map(|value| live_of(newest, value)));
+                }
+            }
+        }
+        let mut found: BTreeMap<Key, Live> = BTreeMap::new();
+        let mut failed = None;
+        // Keys that the overlay hides don't count against the limit.
+        self.index.scan(&entry_key(from), &mut |index_key, bytes| {
+            let Some(key) = key_of_entry(index_key) else { return false };
+            if !key.starts_with(prefix) {
+                return key < prefix;
+            }
+            if !wanted(key) || overlay.contains_key(key) {
+                return true;
+            }
+            match Entry::decode(bytes) {
+                Ok(entry) => {
+                    let live = Live {
+                        place: Arc::new(AtomicU64::new(entry.location.word())),
+                        size: entry.size,
+                        expires_unix_ms: entry.expires_unix_ms,
+                        inline: entry.inline.map(Arc::from),
+                        quarantined: entry.quarantined,
+                    };
+                    if !self.expired(&live) {
+                        found.insert(Key::from_slice(key), live);
+                    }
+                }
+                Err(err) => failed = Some(err),
+            }
+            found.len() < limit && failed.is_none()
+        })?;
+        if let Some(err) = failed {
+            return Err(err);
+        }
+        // The index page is complete up to its last key where it was cut by the limit; overlay keys beyond come with a later page.
+        let horizon = (found.len() >= limit).then(|| found.keys().next_back().cloned()).flatten();
+        for (key, live) in overlay {
+            if horizon.as_ref().is_some_and(|horizon| key > *horizon) {
+                continue;
+            }
+            if let Some(live) = live.filter(|live| !self.expired(live)) {
+                found.insert(key, live);
+            }
+        }
+        let mut out = Vec::with_capacity(found.len().min(limit));
+        for (key, live) in found.into_iter().take(limit) {
+            let mut one = Found {
+                key: key.to_vec(),
+                meta: Meta { size: live.size, expires_unix_ms: live.expires_unix_ms },
+                value: None,
+            };
+            if values {
+                let mut value = Vec::new();
+                match self.get(&key, &mut value) {
+                    Ok(meta) => {
+                        one.meta = meta;
+                        one.value = Some(value);
+                    }
+                    // Deleted since, or damaged and so absent.
+                    Err(err) if err.is_not_found() => {}
+                    Err(err) => return Err(err),
+                }
+            }
+            out.push(one);
+        }
+        Ok(out)
+    }
+
+    /// Reads the values of a page of keys back.
+    pub(super) fn verify(&self, after: Option<&[u8]>, limit: usize) -> Result<Verified> {
+        let page = self.scan(b"", after, limit, false)?;
+        let mut verified = Verified { last: page.last().map(|found| found.key.clone()), ..Verified::default() };
+        let mut buffer = Vec::new();
+        for found in page {
+            let mut before = None;
+            loop {
+                let Some(live) = self.resolve(&found.key)? else { break };
+                let location = live.location();
+                match self.read_at(location, &found.key, live.size, &mut buffer) {
+                    Ok(()) => {
+                        verified.keys += 1;
+                        verified.bytes += u64::from(live.size);
+                        if let Some(verifier) = self.verifier
+                            && let Err(err) = verifier(&found.key, &buffer)
+                        {
+                            verified.damaged.push((found.key.clone(), err));
+                        }
+                        break;
+                    }
+                    Err(err) if before.replace(location) == Some(location) => {
+                        if err.kind() == ErrorKind::Corrupt {
+                            self.quarantine(&found.key, location, &err)?;
+                        }
+                        verified.damaged.push((found.key.clone(), err));
+                        break;
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+        Ok(verified)
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let unflushed_bytes = self.log.lock().unflushed_bytes();
+        let head = self.log.lock().active.as_ref().map(|active| (active.segment.id, active.head));
+        let rows = self.rows.lock();
+        let mut stats = Stats {
+            count: self.count.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            key_bytes: self.key_bytes.load(Ordering::Relaxed),
+            segments: rows.rows.len() as u64,
+            unflushed_bytes,
+            quarantined: self.quarantined.load(Ordering::Relaxed),
+            ..Stats::default()
+        };
+        for (id, row) in &rows.rows {
+            let end = match head {
+                Some((active, head)) if active == *id => head,
+                _ => row.end.max(RECORDS_START),
+            };
+            stats.allocated_bytes += end.saturating_sub(row.punched_bytes);
+            stats.dead_bytes += (end - RECORDS_START).saturating_sub(row.live_bytes + row.punched_bytes);
+        }
+        stats
+    }
+}
+
+impl Active {
+    /// Where what counts of it ends: at the head, or where a write failed.
+    pub(super) fn end(&self) -> u64 {
+        self.broken.unwrap_or(self.head)
+    }
+}
+
+impl Log {
+    pub(super) fn unflushed_bytes(&self) -> u64 {
+        self.active.as_ref().map_or(0, |active| active.end() - active.durable)
+    }
+}
+
+fn live_of(pending: &Pending, value: &PendingValue) -> Live {
+    Live {
+        place: pending.place.clone(),
+        size: value.size,
+        expires_unix_ms: value.expires_unix_ms,
+        inline: value.inline.clone(),
+        quarantined: false,
+    }
+}
+
+/// Bytes of the record of a live key.
+pub(super) fn live_bytes(key: &[u8], size: u32) -> u64 {
+    record_bytes(key.len(), size as usize)
+}
+
+/// A key for logs.
+pub(super) fn hex(key: &[u8]) -> String {
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,190 @@
+//! Giving space back: holes for large payloads, compaction for segments that are mostly dead.
+//!
+//! Nothing is freed before the flushed index has passed what made it free (STORE 6). A segment is gone only once its removal is durable, because a
+//! record that kills another one is kept as long as the other one's segment is there. A dead record and a tombstone look alike in this.
+
+use std::sync::Arc;
+
+use super::{
+    core::Core,
+    format::{HEADER_BYTES, Kind, RECORD_HEADER_BYTES, RECORDS_START, Summarised},
+    location::Location,
+    segment::{Segment, file_name},
+};
+use crate::error::{ErrorKind, Result};
+
+/// Holes are made of whole blocks of this size, in bytes.
+const BLOCK: u64 = HEADER_BYTES as u64;
+
+impl Core {
+    /// Frees what pays; returns the bytes given back.
+    pub(super) fn reclaim(self: &Arc<Self>) -> Result<u64> {
+        self.check_writable()?;
+        let _one = self.reclaiming.lock();
+        let mut freed = self.punch()?;
+        let mut left = Vec::new();
+        while let Some(id) = self.worth_compacting(&left) {
+            match self.compact(id)? {
+                Some(bytes) => freed += bytes,
+                // Something in it can't be moved; it is looked at again in the next pass.
+                None => left.push(id),
+            }
+        }
+        Ok(freed)
+    }
+
+    /// Whether a pass would find something to do.
+    pub(super) fn reclaim_pays(&self) -> bool {
+        self.rows.lock().punchable_bytes >= 32 << 20 || self.worth_compacting(&[]).is_some()
+    }
+
+    /// Whether freeing a segment's space in parts costs no more than it gives: under a snapshot it does not (STORE 17).
+    fn unsnapshotted(&self, created_unix_ms: u64) -> bool {
+        self.env
+            .ground
+            .newest_snapshot_unix_ns()
+            .is_some_and(|snapshot| snapshot == 0 || snapshot < created_unix_ms * 1_000_000)
+    }
+
+    fn punch(&self) -> Result<u64> {
+        let punchable = {
+            let mut rows = self.rows.lock();
+            rows.punchable_bytes = 0;
+            std::mem::take(&mut rows.punchable)
+        };
+        if punchable.is_empty() {
+            return Ok(0);
+        }
+        // They were listed when they were applied, so a flush of the index has passed them all.
+        self.flush_index()?;
+        let mut freed = 0;
+        for (location, key_len, size) in punchable {
+            let Some(segment) = self.segment(location.segment()) else { continue };
+            let created = self.rows.lock().rows.get(&segment.id).map(|row| row.created_unix_ms);
+            if !created.is_some_and(|created| self.unsnapshotted(created)) {
+                continue;
+            }
+            let payload = location.offset() + (RECORD_HEADER_BYTES + key_len) as u64;
+            let from = payload.next_multiple_of(BLOCK);
+            let to = (payload + u64::from(size)) / BLOCK * BLOCK;
+            if from >= to {
+                continue;
+            }
+            let punched = self.files.file(&segment).map(|file| file.punch(from, to - from));
+            match punched {
+                Ok(Ok(())) => {
+                    let mut rows = self.rows.lock();
+                    if let Some(row) = rows.rows.get_mut(&segment.id) {
+                        row.punched_bytes += to - from;
+                        rows.dirty.insert(segment.id);
+                    }
+                    freed += to - from;
+                }
+                // Not offered here, or no room for the change itself: compaction gives it back later.
+                Ok(Err(err)) => tracing::debug!(segment = segment.id, %err, "a hole could not be punched"),
+                Err(err) => tracing::debug!(segment = segment.id, %err, "a hole could not be punched"),
+            }
+        }
+        Ok(freed)
+    }
+
+    fn worth_compacting(&self, left: &[u64]) -> Option<u64> {
+        let active = self.log.lock().active.as_ref().map(|active| active.segment.id);
+        let rows = self.rows.lock();
+        rows.rows
+            .iter()
+            .filter(|(id, row)| Some(**id) != active && row.end != 0 && !left.contains(id))
+            .filter(|(_, row)| {
+                let dead = row.end.saturating_sub(RECORDS_START + row.live_bytes + row.punched_bytes);
+                row.live_records == 0
+                    || (dead * 100 >= u64::from(self.options.compact_dead_percent) * row.end.max(1)
+                        && self.unsnapshotted(row.created_unix_ms))
+            })
+            .map(|(id, _)| *id)
+            .next()
+    }
+
+    /// Moves what is live out of a segment and frees it; `None` where something in it can't be moved.
+    fn compact(self: &Arc<Self>, id: u64) -> Result<Option<u64>> {
+        let Some(segment) = self.segment(id) else { return Ok(None) };
+        let end = self.rows.lock().rows.get(&id).map_or(0, |row| row.end);
+        let (records, damaged) = self.files.records(&segment, end)?;
+        let mut stuck = !damaged.is_empty();
+        for record in &records {
+            stuck |= !self.move_or_carry(&segment, record)?;
+        }
+        // A damaged header hides what it was; only where nothing live is left may the segment go.
+        self.submit_sync()?.wait()?;
+        self.flush_index()?;
+        if stuck {
+            return Ok(None);
+        }
+        self.free(&segment, end).map(Some)
+    }
+
+    /// Handles one record of a segment that is to be freed; `false` where it has to stay.
+    fn move_or_carry(&self, segment: &Arc<Segment>, record: &Summarised) -> Result<bool> {
+        let victim = record.header.victim;
+        let victim = if victim != segment.id && self.segment(victim).is_some() { victim } else { 0 };
+        let location = Location::new(segment.id, record.offset);
+        if record.header.kind == Kind::Put {
+            let live = {
+                let stripe = self.stripe(self.stripe_of(&record.key));
+                self.newest(&stripe, &record.key)?.filter(|(live, _)| live.location() == location)
+            };
+            if let Some((live, _)) = live {
+                if live.quarantined {
+                    return Ok(false);
+                }
+                let payload = match self.files.record_at(segment, record.offset)? {
+                    Some((header, key)) if key == record.key => {
+                        self.files.payload_of(segment, record.offset, &header)?.map(|payload| (header, payload))
+                    }
+                    _ => None,
+                };
+                let Some((header, payload)) = payload else {
+                    let err = crate::Error::new(
+                        ErrorKind::Corrupt,
+                        format!("the record at offset {} of segment {} is damaged", record.offset, segment.id),
+                    );
+                    self.quarantine(&record.key, location, &err)?;
+                    return Ok(false);
+                };
+                if self.move_record(&header, &record.key, &payload, location, victim)? {
+                    return Ok(true);
+                }
+                // Deleted or quarantined meanwhile.
+                return self.move_or_carry(segment, record);
+            }
+        }
+        if victim != 0 {
+            self.carry_tombstone(&record.key, record.header.sequence, victim)?;
+        }
+        Ok(true)
+    }
+
+    /// Removes a segment in which nothing is live, durably.
+    fn free(&self, segment: &Arc<Segment>, end: u64) -> Result<u64> {
+        let id = segment.id;
+        let row = self.rows.lock().rows.get(&id).copied().unwrap_or_default();
+        let recycle = self.env.ground.overwrites_in_place()
+            && row.punched_bytes == 0
+            && end >= self.options.segment_bytes / 2
+            && self.log.lock().spent.len() < self.options.recycle_segments_max;
+        if recycle {
+            self.files.retire(id)?;
+        } else {
+            self.files.remove(&file_name(id))?;
+        }
+        self.files.sync_dir()?;
+        self.remove_segment(id);
+        let mut rows = self.rows.lock();
+        rows.rows.remove(&id);
+        rows.dirty.insert(id);
+        drop(rows);
+        if recycle {
+            self.log.lock().spent.push(format!("spent-{id:08x}.log"));
+        }
+        Ok(end.saturating_sub(row.punched_bytes))
+    }
+}
