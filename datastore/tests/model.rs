@@ -68,9 +68,6 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// INTERIM: the store in memory forgets.
-const REOPENS: bool = false;
-
 /// What is stored, with when it expires (0: never). Expired keys take space until they are swept, overwritten or deleted.
 #[derive(Default)]
 struct Model {
@@ -163,7 +160,6 @@ fn step(ground: &Ground, store: &mut Datastore, model: &mut Model, step: &Step) 
         Step::CollectGarbage => store.collect_garbage().unwrap(),
         // The values of these blocks are no preimages of their keys, which are too short to prove anything: only checksums are looked at.
         Step::Scrub => store.scrub().unwrap(),
-        Step::Reopen if !REOPENS => {}
         Step::Reopen => {
             store.close().unwrap();
             *store = ground.open();

@@ -28,7 +28,7 @@ impl SimRng {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -38,7 +38,7 @@ impl SimRng {
 
     /// A number below `bound` (which is not 0).
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.next_u64() % bound
     }
 
     /// True once in `n`.
@@ -407,10 +407,7 @@ impl File for SimFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let failed = match self.step(|| "sync".to_owned()) {
-            Ok(()) => None,
-            Err(err) => Some(err),
-        };
+        let failed = self.step(|| "sync".to_owned()).err();
         self.with(|inode| {
             if let Some(err) = failed {
                 // The kernel marks the pages clean: they read back, and no later sync will write them.
@@ -481,7 +478,7 @@ impl Entropy for SimDisk {
         let mut state = self.0.lock();
         for byte in bytes {
             let mut rng = SimRng::new(state.entropy);
-            *byte = rng.next() as u8;
+            *byte = rng.next_u64() as u8;
             state.entropy = rng.0;
         }
     }

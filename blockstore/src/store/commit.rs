@@ -240,7 +240,7 @@ impl Core {
         drop(log);
         let header = self.header(id, previous, previous_end, RECORDS_START);
         let made = self.files.create(&header, recycle.as_deref(), self.options.segment_bytes);
-        let made = made.and_then(|(segment, file)| {
+        let made = made.inspect(|_| {
             // Only now that the next segment says where it ends is the one before cut there: the rest is never read again.
             // Where that fails the next open does it.
             if let Some(before) = self.segment(previous)
@@ -248,7 +248,6 @@ impl Core {
             {
                 tracing::warn!(segment = previous, %err, "a segment could not be cut at its end");
             }
-            Ok((segment, file))
         });
         for id in &void {
             self.remove_segment(*id);
@@ -565,7 +564,7 @@ impl Core {
             checkpoint.store_id = self.store_id;
             checkpoint.next_sequence = self.env.sequence.load(Ordering::Acquire);
             changes.push((checkpoint_key(), Some(checkpoint.encode())));
-            if let Err(err) = self.index.write(&changes) {
+            if let Err(err) = self.index().and_then(|index| index.write(&changes)) {
                 tracing::error!(store = %self.dir.display(), %err, "the index refused a write; it is tried again");
                 applied.error = Some(err);
                 self.put_back(groups);
@@ -598,10 +597,10 @@ impl Core {
         }
         let rows = self.dirty_rows();
         if !rows.is_empty() {
-            self.index.write(&rows)?;
+            self.index()?.write(&rows)?;
         }
         if applied.flushed != applied.checkpoint.position || !rows.is_empty() {
-            self.index.flush()?;
+            self.index()?.flush()?;
         }
         applied.flushed = applied.checkpoint.position;
         applied.bytes_since_flush = 0;

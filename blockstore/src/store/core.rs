@@ -8,7 +8,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     path::PathBuf,
     sync::{
-        Arc, RwLock,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -17,7 +17,7 @@ use std::{
 use smallvec::SmallVec;
 
 use super::{
-    Env, Found, Meta, Stats, Verified,
+    Env, Expired, Found, Meta, Stats, Verified,
     entry::{Checkpoint, Entry, SegmentRow, entry_key, key_of_entry},
     format::{RECORDS_START, SummaryBuilder, record_bytes},
     location::Location,
@@ -50,7 +50,8 @@ pub(crate) struct Core {
     pub(super) files: SegmentFiles,
     pub(super) store_id: [u8; 16],
     pub(super) incarnation: [u8; 16],
-    pub(super) index: Arc<dyn Index>,
+    /// Gone once the store is closed, so that the folder can be opened again.
+    index: RwLock<Option<Arc<dyn Index>>>,
     stripes: Vec<Mutex<Stripe>>,
     hasher: RandomState,
     pub(super) segments: RwLock<BTreeMap<u64, Arc<Segment>>>,
@@ -249,7 +250,7 @@ impl Core {
             files,
             store_id,
             incarnation,
-            index,
+            index: RwLock::new(Some(index)),
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             segments: RwLock::new(segments),
@@ -301,16 +302,29 @@ impl Core {
         Ok(())
     }
 
+    pub(super) fn index(&self) -> Result<Arc<dyn Index>> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(|| self.closed_error())
+    }
+
+    /// Lets go of the index; whoever uses it at this moment finishes first.
+    pub(super) fn release_index(&self) {
+        self.index.write().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    pub(super) fn closed_error(&self) -> Error {
+        Error::new(ErrorKind::Closed, format!("the store {} is closed: open it again", self.dir.display()))
+    }
+
     pub(super) fn segment(&self, id: u64) -> Option<Arc<Segment>> {
-        self.segments.read().unwrap_or_else(|err| err.into_inner()).get(&id).cloned()
+        self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
     pub(super) fn add_segment(&self, segment: Arc<Segment>) {
-        self.segments.write().unwrap_or_else(|err| err.into_inner()).insert(segment.id, segment);
+        self.segments.write().unwrap_or_else(PoisonError::into_inner).insert(segment.id, segment);
     }
 
     pub(super) fn remove_segment(&self, id: u64) {
-        self.segments.write().unwrap_or_else(|err| err.into_inner()).remove(&id);
+        self.segments.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
         self.files.forget(id);
     }
 
@@ -328,7 +342,7 @@ impl Core {
     }
 
     fn indexed(&self, key: &[u8]) -> Result<Option<Live>> {
-        let Some(bytes) = self.index.get(&entry_key(key))? else { return Ok(None) };
+        let Some(bytes) = self.index()?.get(&entry_key(key))? else { return Ok(None) };
         let entry = Entry::decode(&bytes)?;
         Ok(Some(Live {
             place: Arc::new(AtomicU64::new(entry.location.word())),
@@ -452,23 +466,29 @@ impl Core {
             return Ok(());
         }
         let index_key = entry_key(key);
-        let Some(bytes) = self.index.get(&index_key)? else { return Ok(()) };
+        let Some(bytes) = self.index()?.get(&index_key)? else { return Ok(()) };
         let mut entry = Entry::decode(&bytes)?;
         if entry.location != location || entry.quarantined {
             return Ok(());
         }
         entry.quarantined = true;
-        self.index.write(&[(index_key, Some(entry.encode()))])?;
+        self.index()?.write(&[(index_key, Some(entry.encode()))])?;
         self.quarantined.fetch_add(1, Ordering::Relaxed);
         drop(stripe);
         Ok(())
     }
 
     /// A page of keys in byte order. Pending writes are looked at first: what is applied meanwhile is then in the index for sure.
-    pub(super) fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize, values: bool) -> Result<Vec<Found>> {
+    fn page(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+        wanted_now: impl Fn(&Live) -> bool,
+    ) -> Result<BTreeMap<Key, Live>> {
         self.check_open()?;
         if limit == 0 {
-            return Ok(Vec::new());
+            return Ok(BTreeMap::new());
         }
         let from = match after {
             Some(after) if after >= prefix => after,
@@ -486,7 +506,7 @@ impl Core {
         let mut found: BTreeMap<Key, Live> = BTreeMap::new();
         let mut failed = None;
         // Keys that the overlay hides don't count against the limit.
-        self.index.scan(&entry_key(from), &mut |index_key, bytes| {
+        self.index()?.scan(&entry_key(from), &mut |index_key, bytes| {
             let Some(key) = key_of_entry(index_key) else { return false };
             if !key.starts_with(prefix) {
                 return key < prefix;
@@ -503,7 +523,7 @@ impl Core {
                         inline: entry.inline.map(Arc::from),
                         quarantined: entry.quarantined,
                     };
-                    if !self.expired(&live) {
+                    if wanted_now(&live) {
                         found.insert(Key::from_slice(key), live);
                     }
                 }
@@ -520,12 +540,21 @@ impl Core {
             if horizon.as_ref().is_some_and(|horizon| key > *horizon) {
                 continue;
             }
-            if let Some(live) = live.filter(|live| !self.expired(live)) {
+            if let Some(live) = live.filter(&wanted_now) {
                 found.insert(key, live);
             }
         }
-        let mut out = Vec::with_capacity(found.len().min(limit));
-        for (key, live) in found.into_iter().take(limit) {
+        while found.len() > limit {
+            found.pop_last();
+        }
+        Ok(found)
+    }
+
+    /// A page of live keys in byte order.
+    pub(super) fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize, values: bool) -> Result<Vec<Found>> {
+        let found = self.page(prefix, after, limit, |live| !self.expired(live))?;
+        let mut out = Vec::with_capacity(found.len());
+        for (key, live) in found {
             let mut one = Found {
                 key: key.to_vec(),
                 meta: Meta { size: live.size, expires_unix_ms: live.expires_unix_ms },
@@ -548,6 +577,14 @@ impl Core {
         Ok(out)
     }
 
+    /// Looks at up to `limit` keys above `after` for those that have expired.
+    pub(super) fn scan_expired(&self, after: Option<&[u8]>, limit: usize) -> Result<Expired> {
+        let page = self.page(b"", after, limit, |_| true)?;
+        let last = page.last_key_value().filter(|_| page.len() == limit).map(|(key, _)| key.to_vec());
+        let keys = page.iter().filter(|(_, live)| self.expired(live)).map(|(key, _)| key.to_vec()).collect();
+        Ok(Expired { last, keys })
+    }
+
     /// Reads the values of a page of keys back.
     pub(super) fn verify(&self, after: Option<&[u8]>, limit: usize) -> Result<Verified> {
         let page = self.scan(b"", after, limit, false)?;
@@ -555,18 +592,12 @@ impl Core {
         let mut buffer = Vec::new();
         for found in page {
             let mut before = None;
-            loop {
-                let Some(live) = self.resolve(&found.key)? else { break };
+            while let Some(live) = self.resolve(&found.key)? {
                 let location = live.location();
                 match self.read_at(location, &found.key, live.size, &mut buffer) {
                     Ok(()) => {
                         verified.keys += 1;
                         verified.bytes += u64::from(live.size);
-                        if let Some(verifier) = self.verifier
-                            && let Err(err) = verifier(&found.key, &buffer)
-                        {
-                            verified.damaged.push((found.key.clone(), err));
-                        }
                         break;
                     }
                     Err(err) if before.replace(location) == Some(location) => {

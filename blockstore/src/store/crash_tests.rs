@@ -117,7 +117,7 @@ impl World {
         };
         let _ = rng;
         let mut bytes = SimRng::new(u64::from(key[1]) << 32 | version);
-        (0..len).map(|_| bytes.next() as u8).collect()
+        (0..len).map(|_| bytes.next_u64() as u8).collect()
     }
 
     fn key(rng: &mut SimRng) -> Vec<u8> {

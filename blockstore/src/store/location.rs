@@ -17,7 +17,7 @@ impl Location {
     /// The place `offset` in segment `segment`.
     pub fn new(segment: u64, offset: u64) -> Location {
         debug_assert!(segment <= SEGMENT_ID_MAX && offset.is_multiple_of(ALIGN) && offset <= SEGMENT_BYTES_MAX);
-        Location(segment << 32 | offset / ALIGN)
+        Location((segment << 32) | (offset / ALIGN))
     }
 
     /// From its word.

@@ -9,6 +9,7 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -18,6 +19,7 @@ use crate::{
     ground::{Ground, PlainGround},
     index::{IndexEngine, RocksEngine},
     options::{Durability, Options},
+    sync::Mutex,
 };
 
 mod commit;
@@ -168,6 +170,7 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Store {
     core: Arc<Core>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Store {
@@ -189,10 +192,8 @@ impl Store {
             ));
         }
         let core = recovery::open(dir, env, options, verifier, false)?;
-        if env.clock.threads() {
-            background(&core)?;
-        }
-        Ok(Store { core })
+        let thread = if env.clock.threads() { Some(background(&core)?) } else { None };
+        Ok(Store { core, thread: Mutex::new(thread) })
     }
 
     /// Opens for reading only; see [`crate::Shard::open_read_only`].
@@ -206,7 +207,7 @@ impl Store {
         options: Options,
         verifier: Option<Verifier>,
     ) -> Result<Store> {
-        Ok(Store { core: recovery::open(dir, env, options, verifier, true)? })
+        Ok(Store { core: recovery::open(dir, env, options, verifier, true)?, thread: Mutex::default() })
     }
 
     /// Writes operations, last one wins for a key that comes twice. With `atomic` a crash leaves all of them or none. The ticket waits
@@ -245,6 +246,11 @@ impl Store {
     /// Up to `limit` keys in byte order that start with `prefix` and are above `after`; fewer only at the end.
     pub fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize, values: bool) -> Result<Vec<Found>> {
         self.core.scan(prefix, after, limit, values)
+    }
+
+    /// Looks at up to `limit` keys above `after` in byte order for those that have expired but still take space. What sweeps the keyspace.
+    pub fn scan_expired(&self, after: Option<&[u8]>, limit: usize) -> Result<Expired> {
+        self.core.scan_expired(after, limit)
     }
 
     /// Makes everything that was written before the call durable.
@@ -289,21 +295,34 @@ impl Store {
 
     /// Syncs, writes a mark, flushes the index and closes. Later calls are `Closed`.
     pub fn close(&self) -> Result<()> {
-        self.core.close()
+        let outcome = self.core.close();
+        self.let_go();
+        outcome
+    }
+
+    /// Ends the background thread and lets go of the index, so that the folder can be opened again.
+    fn let_go(&self) {
+        self.core.closed.store(true, Ordering::Release);
+        self.core.work_to_do.notify_all();
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!(store = %self.core.dir.display(), "the background thread of the store panicked");
+        }
+        self.core.release_index();
     }
 }
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.core.closed.store(true, Ordering::Release);
-        self.core.work_to_do.notify_all();
+        self.let_go();
     }
 }
 
 /// How often background work looks at the clock.
 const STEP: Duration = Duration::from_millis(100);
 
-fn background(core: &Arc<Core>) -> Result<()> {
+fn background(core: &Arc<Core>) -> Result<JoinHandle<()>> {
     let weak: Weak<Core> = Arc::downgrade(core);
     std::thread::Builder::new()
         .name("basalt-log".into())
@@ -314,7 +333,7 @@ fn background(core: &Arc<Core>) -> Result<()> {
                 }
                 let asked = {
                     let mut work = core.work.lock();
-                    if !work.flush {
+                    if !work.flush && !core.closed.load(Ordering::Acquire) {
                         work = core.work_to_do.wait_for(work, STEP);
                     }
                     std::mem::take(&mut work.flush)
@@ -326,8 +345,7 @@ fn background(core: &Arc<Core>) -> Result<()> {
                 }
             }
         })
-        .map_err(|err| Error::io("start the background thread of a store", err))?;
-    Ok(())
+        .map_err(|err| Error::io("start the background thread of a store", err))
 }
 
 /// How often reclaim looks for something to do, in nanoseconds.
@@ -425,6 +443,15 @@ impl Core {
             None => Ok(()),
         }
     }
+}
+
+/// What [`Store::scan_expired`] found.
+#[derive(Clone, Debug, Default)]
+pub struct Expired {
+    /// The last key that was looked at; `None` at the end.
+    pub last: Option<Vec<u8>>,
+    /// Keys that have expired and still take space.
+    pub keys: Vec<Vec<u8>>,
 }
 
 /// What [`Store::verify`] found.

@@ -9,7 +9,7 @@ use super::{
     core::Core,
     format::{HEADER_BYTES, Kind, RECORD_HEADER_BYTES, RECORDS_START, Summarised},
     location::Location,
-    segment::{Segment, file_name},
+    segment::{Segment, Walked, file_name},
 };
 use crate::error::{ErrorKind, Result};
 
@@ -108,7 +108,7 @@ impl Core {
     fn compact(self: &Arc<Self>, id: u64) -> Result<Option<u64>> {
         let Some(segment) = self.segment(id) else { return Ok(None) };
         let end = self.rows.lock().rows.get(&id).map_or(0, |row| row.end);
-        let (records, damaged) = self.files.records(&segment, end)?;
+        let Walked { records, damaged } = self.files.records(&segment, end)?;
         let mut stuck = !damaged.is_empty();
         for record in &records {
             stuck |= !self.move_or_carry(&segment, record)?;

@@ -19,7 +19,7 @@ use super::{
     },
     format::{FLAG_CONTINUES, Kind, RECORDS_START, RecordHeader, SegmentHeader, Summarised, SummaryBuilder},
     location::Location,
-    segment::{Segment, SegmentFiles, file_name, id_of_file_name, is_half_made, is_spent},
+    segment::{Segment, SegmentFiles, Walked, file_name, id_of_file_name, is_half_made, is_spent},
 };
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -167,7 +167,7 @@ pub(super) fn open(
         }
         core.heal_ends(&chain)?;
         if replayed > 0 || !tail.survivors.is_empty() {
-            core.index.flush()?;
+            core.index()?.flush()?;
         }
         let mut applied = core.applying.lock();
         applied.flushed = applied.checkpoint.position;
@@ -406,7 +406,7 @@ impl Recovery<'_> {
         let mut replayed = 0;
         for (done, &(id, end)) in chain.ended.iter().enumerate() {
             let Some(segment) = self.segments.get(&id).cloned() else { continue };
-            let (mut records, damaged) = self.files.records(&segment, end)?;
+            let Walked { mut records, damaged } = self.files.records(&segment, end)?;
             for (from, to) in &damaged {
                 tracing::error!(file = file_name(id), from, to, "damaged records");
             }
@@ -669,7 +669,7 @@ impl Core {
             env: &self.env,
             dir: &self.dir,
             files: &self.files,
-            index: Some(self.index.clone()),
+            index: Some(self.index()?),
             rows: std::mem::take(&mut rows.rows),
             segments: BTreeMap::new(),
             checkpoint: applied.checkpoint,

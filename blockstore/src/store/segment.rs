@@ -45,6 +45,13 @@ pub(super) struct SegmentFiles {
     uses: AtomicU64,
 }
 
+/// The records of a segment, in order.
+pub(super) struct Walked {
+    pub(super) records: Vec<Summarised>,
+    /// Ranges where records are missing because their headers are damaged.
+    pub(super) damaged: Vec<(u64, u64)>,
+}
+
 /// A segment's file name.
 pub(super) fn file_name(id: u64) -> String {
     format!("seg-{id:08x}.log")
@@ -115,10 +122,9 @@ impl SegmentFiles {
         let mut pages = vec![0; 2 * HEADER_BYTES];
         let got = file.read_at(&mut pages, 0).map_err(|err| Error::io(format!("read {}", self.path(&name)), err))?;
         for page in pages[..got].chunks(HEADER_BYTES) {
-            if let Some(header) = SegmentHeader::decode(page).map_err(|err| err.context(self.path(&name)))? {
-                if header.id == id {
-                    return Ok(header);
-                }
+            let header = SegmentHeader::decode(page).map_err(|err| err.context(self.path(&name)))?;
+            if let Some(header) = header.filter(|header| header.id == id) {
+                return Ok(header);
             }
         }
         Err(Error::new(
@@ -327,10 +333,10 @@ impl SegmentFiles {
     }
 
     /// All records of a segment that ends at `end`, in order, from its summaries where it is sealed and from its headers where it was
-    /// cut. Also the ranges where records are missing because their headers are damaged.
-    pub(super) fn records(&self, segment: &Arc<Segment>, end: u64) -> Result<(Vec<Summarised>, Vec<(u64, u64)>)> {
+    /// cut.
+    pub(super) fn records(&self, segment: &Arc<Segment>, end: u64) -> Result<Walked> {
         if let Some(records) = self.summarised(segment, end)? {
-            return Ok((records, Vec::new()));
+            return Ok(Walked { records, damaged: Vec::new() });
         }
         let mut records = Vec::new();
         let mut damaged = Vec::new();
@@ -351,7 +357,7 @@ impl SegmentFiles {
                 }
             }
         }
-        Ok((records, damaged))
+        Ok(Walked { records, damaged })
     }
 
     /// The records as the summaries of a sealed segment tell them; `None` where there is no seal or a summary does not read back.

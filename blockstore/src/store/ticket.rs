@@ -246,12 +246,16 @@ impl Ticket {
 
     /// Calls `done` once, from whichever thread learns the outcome (this one, if it is known already). No thread waits meanwhile.
     pub fn then(self, done: impl FnOnce(Result<()>) + Send + 'static) {
+        self.then_boxed(Box::new(done));
+    }
+
+    fn then_boxed(self, done: Callback) {
         match self.0 {
             Inner::Ready(outcome) => done(outcome),
-            Inner::Pending(completion) => completion.then(Box::new(done)),
+            Inner::Pending(completion) => completion.then(done),
             Inner::Log(completion, core) => {
                 let durable = completion.durable;
-                completion.then(Box::new(done));
+                completion.then(done);
                 if durable && let Some(core) = core.upgrade() {
                     core.kick_flush();
                 }
@@ -261,11 +265,11 @@ impl Ticket {
                 let all = Arc::new(AllOf {
                     left: AtomicUsize::new(tickets.len()),
                     outcomes: Mutex::new(vec![Ok(()); tickets.len()]),
-                    done: Mutex::new(Some(Box::new(done))),
+                    done: Mutex::new(Some(done)),
                 });
                 for (i, ticket) in tickets.into_iter().enumerate() {
                     let all = all.clone();
-                    ticket.then(move |outcome| all.complete(i, outcome));
+                    ticket.then_boxed(Box::new(move |outcome| all.complete(i, outcome)));
                 }
             }
         }

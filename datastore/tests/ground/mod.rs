@@ -2,12 +2,9 @@
 
 #![allow(dead_code)]
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use basalt_blockstore::{
@@ -18,9 +15,9 @@ use basalt_blockstore::{
 use basalt_datastore::{Datastore, Entry, ErrorKind, Key, Layout, Options, Query};
 use tempfile::TempDir;
 
-/// A clock whose date stands still until it is moved; threads, sleep and the monotonic clock are real.
+/// A clock whose date stands still until it is moved; threads and the monotonic clock are real.
 #[derive(Debug)]
-pub struct MovedClock(AtomicU64);
+pub struct MovedClock(AtomicU64, OsClock);
 
 impl MovedClock {
     pub fn advance(&self, ms: u64) {
@@ -30,16 +27,13 @@ impl MovedClock {
 
 impl Clock for MovedClock {
     fn monotonic_ns(&self) -> u64 {
-        OsClock.monotonic_ns()
+        self.1.monotonic_ns()
     }
     fn unix_ms(&self) -> u64 {
         self.0.load(Ordering::SeqCst)
     }
     fn threads(&self) -> bool {
         true
-    }
-    fn sleep(&self, time: Duration) {
-        OsClock.sleep(time);
     }
 }
 
@@ -58,7 +52,7 @@ impl Ground {
     pub fn new(shards: usize, options: Options) -> Ground {
         // In memory where that is offered: these tests are about order and meaning, and flush often.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let clock = Arc::new(MovedClock(AtomicU64::new(START_UNIX_MS)));
+        let clock = Arc::new(MovedClock(AtomicU64::new(START_UNIX_MS), OsClock::default()));
         let env = Env { clock: clock.clone(), ..Env::real() };
         let shards = (0..shards).map(|id| (dir.path().join(format!("shard-{id}")), 1)).collect();
         let layout = Layout { shards, keyspace: dir.path().join("keyspace"), ring_key: [7; 16] };
