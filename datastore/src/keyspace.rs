@@ -19,6 +19,9 @@ use basalt_blockstore::{
 
 use crate::{Key, Options};
 
+/// Values up to this size are kept in the index too, in bytes.
+const INLINE_BYTES_MAX: usize = 512;
+
 /// A change of the keyspace.
 #[derive(Debug)]
 pub(crate) enum Change {
@@ -70,8 +73,8 @@ impl Keyspace {
         // A damaged pin that looked absent would be collected with all that it holds: here damage is always said.
         let store_options =
             StoreOptions { durability: options.durability, corrupt: OnCorrupt::Error, ..options.store.clone() };
-        // The keyspace has no digests to hold values against.
-        let store_options = StoreOptions { verify_on_put: false, ..store_options };
+        // The keyspace has no digests to hold values against. Pins and names are small, and are then read from the index alone.
+        let store_options = StoreOptions { verify_on_put: false, inline_bytes_max: INLINE_BYTES_MAX, ..store_options };
         let open = if read_only { Store::open_read_only } else { Store::open };
         let store = open(dir, env, store_options)
             .map_err(|err| err.context(format_args!("open the keyspace ({})", dir.display())))?;

@@ -166,6 +166,11 @@ impl Datastore {
 
     fn open_as(layout: &Layout, env: &Env, options: Options, is_read_only: bool) -> Result<Datastore> {
         let durability = options.durability;
+        // What open must replay is bounded for the node (STORE 7), so each log has its share.
+        let logs = layout.shards.len() as u64 + 1;
+        let mut options = options;
+        options.store.replay_bytes_max = (options.store.replay_bytes_max / logs).max(1);
+        options.store.replay_records_max = (options.store.replay_records_max / logs).max(1);
         // `key_bytes_max` is for the keyspace; a block's key is bounded by itself.
         let shard_options = StoreOptions { durability, key_bytes_max: MULTIHASH_BYTES_MAX, ..options.store.clone() };
         let open = if is_read_only { ShardSet::open_read_only } else { ShardSet::open };

@@ -84,9 +84,10 @@ impl Node {
         }
         let layout = file.layout(&path)?;
         let options = config.datastore.clone();
+        let env = Env::with_index_memory(options.store.index_memory_bytes);
         let opened = match lock {
-            Some(_) => Datastore::open(&layout, &Env::real(), options),
-            None => Datastore::open_read_only(&layout, &Env::real(), options),
+            Some(_) => Datastore::open(&layout, &env, options),
+            None => Datastore::open_read_only(&layout, &env, options),
         };
         let datastore =
             opened.map(Arc::new).map_err(|err| err.context(format_args!("open node {}", path.display())))?;

@@ -123,6 +123,7 @@ impl Config {
                     compact_dead_percent: u8::try_from(settings.integer("store", "compact_dead_percent"))
                         .unwrap_or(100),
                     recycle_segments_max: bytes("store", "recycle_segments_max"),
+                    ..StoreOptions::default()
                 },
                 unordered_prefixes: settings.list("store", "unordered_prefixes").to_vec(),
                 batch_bytes_max: bytes("limits", "batch_bytes_max"),
