@@ -154,7 +154,7 @@ fn a_datastore_opened_for_reading_refuses_every_write() {
 #[test]
 fn a_node_that_was_never_made_is_not_opened_for_reading() {
     let ground = Ground::new(2, small());
-    let opened = Datastore::open_read_only(&ground.layout, &ground.env, small());
+    let opened = Datastore::open_read_only(&ground.layout, &ground.env(), small());
     refused(opened, ErrorKind::Format, &["no node was made there"]);
     assert_eq!(std::fs::read_dir(ground.dir.path()).unwrap().count(), 0);
 }

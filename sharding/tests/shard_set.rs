@@ -178,7 +178,6 @@ fn a_folder_whose_disk_is_not_mounted_is_refused_and_stays_empty() {
 }
 
 #[test]
-#[ignore = "the interim store forgets"]
 fn blocks_without_the_home_record_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let set = open(&dir, &[1, 1]).unwrap();
@@ -201,7 +200,6 @@ fn an_init_that_was_cut_short_goes_on() {
 }
 
 #[test]
-#[ignore = "the interim store forgets"]
 fn reading_only_creates_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let shards = layout(&dir, &[1, 1]);
@@ -217,7 +215,6 @@ fn reading_only_creates_nothing() {
 }
 
 #[test]
-#[ignore = "the interim store forgets"]
 fn blocks_are_there_after_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let blocks: Vec<_> = (0..100).map(block).collect();

@@ -9,7 +9,7 @@ use std::sync::{
 
 use basalt_blockstore::{
     Multihash,
-    disk::{Clock, OsClock},
+    disk::{Clock, Disk},
     store::Env,
 };
 use basalt_datastore::{Datastore, Entry, ErrorKind, Key, Layout, Options, Query};
@@ -17,20 +17,23 @@ use tempfile::TempDir;
 
 /// A clock whose date stands still until it is moved; threads and the monotonic clock are real.
 #[derive(Debug)]
-pub struct MovedClock(AtomicU64, OsClock);
+pub struct MovedClock {
+    real: Arc<dyn Clock>,
+    unix_ms: AtomicU64,
+}
 
 impl MovedClock {
     pub fn advance(&self, ms: u64) {
-        self.0.fetch_add(ms, Ordering::SeqCst);
+        self.unix_ms.fetch_add(ms, Ordering::SeqCst);
     }
 }
 
 impl Clock for MovedClock {
     fn monotonic_ns(&self) -> u64 {
-        self.1.monotonic_ns()
+        self.real.monotonic_ns()
     }
     fn unix_ms(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
+        self.unix_ms.load(Ordering::SeqCst)
     }
     fn threads(&self) -> bool {
         true
@@ -41,7 +44,8 @@ impl Clock for MovedClock {
 pub struct Ground {
     pub dir: TempDir,
     pub clock: Arc<MovedClock>,
-    pub env: Env,
+    /// In place of the real one.
+    pub disk: Option<Arc<dyn Disk>>,
     pub layout: Layout,
     pub options: Options,
 }
@@ -52,24 +56,25 @@ impl Ground {
     pub fn new(shards: usize, options: Options) -> Ground {
         // In memory where that is offered: these tests are about order and meaning, and flush often.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let clock = Arc::new(MovedClock(AtomicU64::new(START_UNIX_MS), OsClock::default()));
-        let env = Env { clock: clock.clone(), ..Env::real() };
+        let clock = Arc::new(MovedClock { real: Env::real().clock, unix_ms: AtomicU64::new(START_UNIX_MS) });
         let shards = (0..shards).map(|id| (dir.path().join(format!("shard-{id}")), 1)).collect();
         let layout = Layout { shards, keyspace: dir.path().join("keyspace"), ring_key: [7; 16] };
-        Ground { dir, clock, env, layout, options }
+        Ground { dir, clock, disk: None, layout, options }
     }
 
     pub fn open(&self) -> Datastore {
-        Datastore::open(&self.layout, &self.fresh_env(), self.options.clone()).unwrap()
+        Datastore::open(&self.layout, &self.env(), self.options.clone()).unwrap()
     }
 
     pub fn open_read_only(&self) -> Datastore {
-        Datastore::open_read_only(&self.layout, &self.fresh_env(), self.options.clone()).unwrap()
+        Datastore::open_read_only(&self.layout, &self.env(), self.options.clone()).unwrap()
     }
 
     /// As in a new process: nothing but the disk is carried over, and the clock.
-    pub fn fresh_env(&self) -> Env {
-        Env { sequence: Arc::default(), ..self.env.clone() }
+    pub fn env(&self) -> Env {
+        let mut env = Env { clock: self.clock.clone(), ..Env::real() };
+        env.disk = self.disk.clone().unwrap_or(env.disk);
+        env
     }
 }
 
