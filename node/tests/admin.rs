@@ -127,9 +127,9 @@ async fn import_behind_a_connected_kubo_is_refused_unless_allowed() {
     let allowed = v1::ImportBlocksRequest { allow_connected: true, ..import(&[b"a"]) };
     served.admin().await.import_blocks(tokio_stream::iter([allowed])).await.unwrap();
     drop(kubo);
-    // Neither the pins' mount nor the command line caches blocks.
+    // The command line caches nothing.
     support::until("it has gone", async || served.node.clients().list().iter().all(|client| !client.is_kubo())).await;
-    let _others = (served.data_as("pins").await, served.data_as("cli").await);
+    let _cli = served.data_as("cli").await;
     served.admin().await.import_blocks(tokio_stream::iter([import(&[b"b"])])).await.unwrap();
 }
 

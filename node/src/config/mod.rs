@@ -85,6 +85,7 @@ impl Config {
     }
 
     /// The typed form of checked settings.
+    #[allow(clippy::needless_update, reason = "an option without a row has its default until it gets one")]
     pub fn from_settings(settings: &Settings) -> Config {
         let bytes = |section, key| usize::try_from(settings.integer(section, key)).unwrap_or(usize::MAX);
         let ms = |section, key| Duration::from_millis(settings.integer(section, key));

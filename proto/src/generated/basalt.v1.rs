@@ -976,7 +976,7 @@ pub struct HandshakeRequest {
     /// what the client knows beyond protocol 1
     #[prost(string, repeated, tag = "5")]
     pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// "root", "blocks", "pins", "cli", "migrate": shown by `status`; root and blocks count as a connected Kubo
+    /// "root", "blocks", "pins", "cli", "migrate": shown by `status`; the first three count as a connected Kubo
     #[prost(string, tag = "6")]
     pub role: ::prost::alloc::string::String,
     /// 16 random bytes a process; scopes request numbers of later lanes

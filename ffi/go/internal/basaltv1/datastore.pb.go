@@ -155,7 +155,7 @@ type HandshakeRequest struct {
 	Client        string                 `protobuf:"bytes,3,opt,name=client,proto3" json:"client,omitempty"`                                   // for logs and `status`: "kubo-plugin 0.1.0"
 	ExpectNodeId  string                 `protobuf:"bytes,4,opt,name=expect_node_id,json=expectNodeId,proto3" json:"expect_node_id,omitempty"` // empty: any; else refused by name where the node has another id
 	Features      []string               `protobuf:"bytes,5,rep,name=features,proto3" json:"features,omitempty"`                               // what the client knows beyond protocol 1
-	Role          string                 `protobuf:"bytes,6,opt,name=role,proto3" json:"role,omitempty"`                                       // "root", "blocks", "pins", "cli", "migrate": shown by `status`; root and blocks count as a connected Kubo
+	Role          string                 `protobuf:"bytes,6,opt,name=role,proto3" json:"role,omitempty"`                                       // "root", "blocks", "pins", "cli", "migrate": shown by `status`; the first three count as a connected Kubo
 	ClientId      []byte                 `protobuf:"bytes,7,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`               // 16 random bytes a process; scopes request numbers of later lanes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
