@@ -67,7 +67,8 @@ impl Core {
     /// Whether something is written that is not known durable.
     pub(super) fn is_dirty(&self) -> bool {
         let log = self.log.lock();
-        log.active.as_ref().is_some_and(|active| active.durable < active.end())
+        // While segments change, what is on its way is in nobody's hands.
+        log.rolling || !log.queue.is_empty() || log.active.as_ref().is_some_and(|active| active.durable < active.end())
     }
 
     /// Asks for a flush without waiting for it.

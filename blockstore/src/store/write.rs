@@ -87,7 +87,7 @@ impl Core {
         }
         let reduced = last_of_each_key(ops);
         let ops = reduced.as_deref().unwrap_or(ops);
-        self.await_budget()?;
+        self.await_budget();
         let mut tickets = Vec::new();
         let mut rest = ops;
         while !rest.is_empty() {
@@ -337,12 +337,17 @@ impl Core {
         Ok(())
     }
 
-    /// Waits while too much of the node's log is not durable.
-    fn await_budget(&self) -> Result<()> {
-        if self.env.unflushed.load(Ordering::Relaxed) > self.options.unflushed_bytes_max {
+    /// Waits while too much of the node's log is not durable, by flushing this store's part of it.
+    fn await_budget(&self) {
+        while self.env.unflushed.load(Ordering::Relaxed) > self.options.unflushed_bytes_max {
             self.lead_flush();
+            let log = self.log.lock();
+            if !log.flushing && !log.rolling {
+                // This store has given what it can; the rest is another's, whose own flush is due.
+                return;
+            }
+            drop(self.changed.wait(log));
         }
-        Ok(())
     }
 
     /// Takes the next place in the log for `records`, and lets `placed` make their pending writes while the order is held.
