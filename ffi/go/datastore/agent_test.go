@@ -205,7 +205,8 @@ func TestWhatWasWrittenOutlivesAnOrderlyRestart(t *testing.T) {
 }
 
 func TestAQueryOutlivesARestartOfTheAgent(t *testing.T) {
-	n := agenttest.Serve(t, "--shards", "2")
+	n := agenttest.Init(t, agenttest.Temp(t), "--shards", "2")
+	n.Start("--set", "node.drain_deadline_ms=100") // or the agent would let the query end first
 	d := n.Open("root")
 	ctx := t.Context()
 	const count = 300

@@ -118,6 +118,7 @@ func At(t testing.TB, path string) *Node {
 
 func (n *Node) read() {
 	n.t.Helper()
+	n.t.Cleanup(n.Kill) // once, so that what is opened on any of its agents is closed before
 	var err error
 	if n.ID, err = autostart.NodeID(n.Path); err != nil {
 		n.t.Fatal(err)
@@ -154,7 +155,6 @@ func (n *Node) Start(flags ...string) {
 	}
 	n.agent, n.ended = cmd, make(chan struct{})
 	go func() { cmd.Wait(); close(n.ended) }()
-	n.t.Cleanup(n.Kill)
 	Eventually(n.t, "the agent serves", func() error {
 		select {
 		case <-n.ended:
