@@ -7,10 +7,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help need build run test test-rust test-go test-run lint fmt bench clean
 
-# What there is to build follows from the folders: a room that isn't there yet has no rule that pretends.
 go_module := $(dir $(wildcard ffi/go/go.mod))
-go_commands := $(notdir $(patsubst %/,%,$(wildcard ffi/go/cmd/*/)))
-with_ffi := $(wildcard ffi/Cargo.toml)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -18,10 +15,10 @@ help: ## list the targets
 need: # checks the machine; installs Debian packages where it may
 	@tools/need
 
-build: need ## build bin/basalt, bin/ipfs (pure Go), bin/ipfs-ffi and bin/basalt-migrate
+build: need ## build bin/basalt and bin/ipfs, the Kubo with Basalt in it (pure Go)
 	@tools/build
 
-run: build ## start an agent and a Kubo on it, add 256 MiB, read it back, stay up (FFI=1: all in one process)
+run: build ## start an agent and a Kubo on it, add 256 MiB, read it back, stay up
 	@tools/run
 
 test: ## run all tests: Rust, Go, and `make run` in small
