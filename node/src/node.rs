@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -36,6 +36,8 @@ pub struct Node {
     config: Config,
     host: Host,
     datastore: Arc<Datastore>,
+    /// Bytes of all logs that are not durable yet.
+    unflushed: Arc<AtomicU64>,
     incarnation: [u8; 16],
     opened: Instant,
     clients: Arc<Clients>,
@@ -96,6 +98,7 @@ impl Node {
             None => None,
         };
         let node = Node {
+            unflushed: env.unflushed.clone(),
             incarnation: layout::random_bytes()?,
             opened: Instant::now(),
             clients: Clients::new(),
@@ -194,6 +197,11 @@ impl Node {
 
     pub(crate) fn request_hand_over(&self, by: String) {
         self.hand_over.send_replace(Some(by));
+    }
+
+    /// Whether a write that is submitted now may wait for a flush before it is even written, and so hold its thread.
+    pub(crate) fn writes_wait(&self) -> bool {
+        self.unflushed.load(Ordering::Relaxed) > self.config.datastore.store.unflushed_bytes_max
     }
 
     pub(crate) fn allocated(&self) -> Allocated {

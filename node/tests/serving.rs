@@ -230,3 +230,53 @@ fn another_owner_takes_over_from_an_autostarted_agent_and_not_from_an_operators(
     assert_eq!(err.kind(), ErrorKind::Locked);
     assert!(err.to_string().contains("stop it yourself"), "{err}");
 }
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_the_node_is_opened_again() {
+    let mut served = Served::start("");
+    let mut data = served.data().await;
+    let (_, name) = support::block(b"a block");
+    data.put(put(&name, b"a block")).await.unwrap();
+    data.put(put("/pin", b"a pin")).await.unwrap();
+    drop(data);
+    served.stop().await;
+
+    for read_only in [false, true] {
+        let node = if read_only {
+            Node::open_read_only(served.path(), config(""), Host::Agent).unwrap()
+        } else {
+            Node::open(served.path(), config(""), Host::Agent).unwrap()
+        };
+        for (key, value) in [(name.as_str(), "a block"), ("/pin", "a pin")] {
+            let mut found = Vec::new();
+            node.datastore().get(&basalt_datastore::Key::new(key).unwrap(), &mut found).unwrap();
+            assert_eq!(found, value.as_bytes());
+        }
+        assert_eq!(node.status().state, if read_only { "read-only" } else { "serving" });
+        node.close().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn writers_that_must_wait_hold_up_no_readers() {
+    let served = Served::start("[node]\ndurability = \"relaxed\"\n[limits]\nunflushed_bytes_max = \"1 MiB\"");
+    let mut data = served.data().await;
+    data.put(put("/here", b"x")).await.unwrap();
+    let writers = (0..4u8).map(|writer| {
+        let mut data = data.clone();
+        tokio::spawn(async move {
+            for i in 0..16u8 {
+                let value = [vec![writer, i], vec![7; 512 << 10]].concat();
+                data.put(put(&support::block(&value).1, &value)).await.unwrap();
+            }
+        })
+    });
+    let writers: Vec<_> = writers.collect();
+    while writers.iter().any(|writer| !writer.is_finished()) {
+        data.get(get("/here")).await.unwrap();
+    }
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    assert_eq!(served.node.status().blocks, 64);
+}

@@ -301,7 +301,7 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Bytes { min: MIB, max: TIB },
         default: || integer(StoreOptions::default().index_memory_bytes),
         reload: false,
-        about: "Memory of the index (block cache and write buffers), per shard.",
+        about: "Memory of the indexes' block cache, which all shards and the keyspace share.",
     },
     Setting {
         section: "store",

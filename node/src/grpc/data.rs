@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use basalt_datastore::{BatchOp, Compare, Datastore, Error, ErrorKind, Filter, Key, Order, Query};
+use basalt_datastore::{BatchOp, Compare, Datastore, Error, ErrorKind, Filter, Key, Order, Query, Ticket};
 use basalt_proto::v1::{self, batch_operation::Operation, datastore_server};
 use bytes::Bytes;
 use tokio::sync::Semaphore;
@@ -45,6 +45,20 @@ impl Data {
 
     fn datastore(&self) -> &Arc<Datastore> {
         self.node.datastore()
+    }
+
+    /// Submits a write and awaits its outcome: here, or on the blocking pool while the store makes writers wait, because two of them would
+    /// hold both threads that serve.
+    async fn write(
+        &self,
+        submit: impl FnOnce(&Datastore) -> basalt_datastore::Result<Ticket> + Send + 'static,
+    ) -> Result<(), Status> {
+        if self.node.writes_wait() {
+            let datastore = self.datastore().clone();
+            let ticket = blocking(move || submit(&datastore)).await?;
+            return settled(Ok(ticket)).await;
+        }
+        settled(submit(self.datastore())).await
     }
 }
 
@@ -149,12 +163,14 @@ impl datastore_server::Datastore for Data {
     async fn put(self: Arc<Self>, request: Request<v1::PutRequest>) -> Answer<v1::PutResponse> {
         let request = request.into_inner();
         let ttl_ms = Some(ttl(request.ttl_ms)?).filter(|ttl_ms| *ttl_ms != 0);
-        settled(self.datastore().submit_put(&key(&request.key)?, &request.value, ttl_ms)).await?;
+        let key = key(&request.key)?;
+        self.write(move |datastore| datastore.submit_put(&key, &request.value, ttl_ms)).await?;
         Ok(Response::new(v1::PutResponse {}))
     }
 
     async fn delete(self: Arc<Self>, request: Request<v1::DeleteRequest>) -> Answer<v1::DeleteResponse> {
-        settled(self.datastore().submit_delete(&key(&request.get_ref().key)?)).await?;
+        let key = key(&request.get_ref().key)?;
+        self.write(move |datastore| datastore.submit_delete(&key)).await?;
         Ok(Response::new(v1::DeleteResponse {}))
     }
 
