@@ -4,7 +4,7 @@
 //! because its blockstore goes by multihash as well. Below a root the codecs are known from the links, and each block has its own CID.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     fs::{self, File, OpenOptions},
     io::{self, BufReader, BufWriter, Write},
     path::{Path, PathBuf},
@@ -32,6 +32,8 @@ const PAGE_TRIES_MAX: u32 = 100;
 const OUTPUT_BYTES: usize = 1 << 20;
 /// Blocks without links that are fetched in one call.
 const LEAVES_MAX: usize = 256;
+/// Damaged blocks that are named one by one.
+const DAMAGED_NAMED_MAX: usize = 100;
 
 /// What came of an export.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -44,24 +46,48 @@ struct Counts {
     kept_blocks: u64,
     /// Blocks whose hash function is not known here: their bytes were checked against the log's checksum alone.
     unhashed_blocks: u64,
+    /// Blocks that can't be read back, and are not in the target.
+    damaged_blocks: u64,
+    /// The first of them, and why.
+    damaged: BTreeMap<String, String>,
 }
 
 impl Counts {
-    /// Checks a block that the node gave, and counts it.
-    fn take(&mut self, multihash: &Multihash, value: &[u8]) -> Outcome {
-        match verify_digest(multihash, value) {
-            Digest::Matches => {}
-            Digest::UnknownFunction => self.unhashed_blocks += 1,
-            Digest::Differs => {
-                return Err(Failure::new(format!(
-                    "block {} does not hash to its name in the node: run `basalt verify --hash`",
-                    Cid::raw(multihash.clone())
-                )));
+    /// Checks a block that the node gave, and counts it; `false`: it is damaged, and must not be written.
+    fn take(&mut self, multihash: &Multihash, block: &v1::Block) -> bool {
+        let why = match verify_digest(multihash, &block.value) {
+            _ if !block.damaged.is_empty() => &block.damaged,
+            Digest::Differs => "its bytes don't hash to its name",
+            digest => {
+                self.unhashed_blocks += u64::from(digest == Digest::UnknownFunction);
+                self.blocks += 1;
+                self.bytes += block.value.len() as u64;
+                return true;
             }
+        };
+        self.damaged_blocks += 1;
+        if self.damaged.len() < DAMAGED_NAMED_MAX {
+            self.damaged.insert(Cid::raw(multihash.clone()).to_string(), why.to_owned());
         }
-        self.blocks += 1;
-        self.bytes += value.len() as u64;
-        Ok(())
+        false
+    }
+
+    /// Damaged blocks are a failure, though everything else was exported.
+    fn verdict(&self, target: &str) -> Outcome {
+        if self.damaged_blocks == 0 {
+            return Ok(());
+        }
+        let mut message = format!("{} blocks of the node are damaged and are not in {target}:", self.damaged_blocks);
+        for (cid, why) in &self.damaged {
+            message.push_str(&format!("\n  {cid}: {why}"));
+        }
+        if self.damaged_blocks > self.damaged.len() as u64 {
+            message.push_str("\n  and more: `basalt verify --hash` names them all");
+        }
+        message.push_str(
+            "\nAll others are. Restore these from a replica or backup, or let Kubo fetch them again, and export again",
+        );
+        Err(Failure::new(message))
     }
 
     fn say(&self, target: &str) {
@@ -86,14 +112,14 @@ pub async fn car(node: &Path, file: &Path, roots: &[String], as_json: bool) -> O
     access.close().await?;
     let counts = outcome?;
     if file.as_os_str() == "-" {
-        return Ok(());
+        return counts.verdict("what was written");
     }
     if as_json {
         println!("{}", json!({ "counts": counts, "file": file.display().to_string() }));
     } else {
         counts.say(&file.display().to_string());
     }
-    Ok(())
+    counts.verdict(&file.display().to_string())
 }
 
 async fn car_file(access: &mut Access, file: &Path, roots: &[Cid]) -> Outcome<Counts> {
@@ -225,8 +251,9 @@ async fn all_blocks<W: Write>(
     let mut pages = Pages::begin(access, after, false).await?;
     while let Some(blocks) = pages.next().await? {
         for (multihash, block) in blocks {
-            counts.take(&multihash, &block.value)?;
-            writer.block(&Cid::raw(multihash), &block.value).map_err(failed)?;
+            if counts.take(&multihash, &block) {
+                writer.block(&Cid::raw(multihash), &block.value).map_err(failed)?;
+            }
         }
         bar.at(counts.blocks);
     }
@@ -252,13 +279,16 @@ async fn dag_blocks<W: Write>(
             wanted.push(leaf);
         }
         wanted.retain(|cid| seen.insert(cid.clone()));
-        for (cid, value) in fetch(access, wanted).await? {
+        for (cid, block) in fetch(access, wanted).await? {
             // An identity CID has its bytes in itself: it needs no block, and may still link to some.
             if cid.multihash().code() != 0 {
-                counts.take(cid.multihash(), &value)?;
-                writer.block(&cid, &value).map_err(failed)?;
+                if !counts.take(cid.multihash(), &block) {
+                    // What it links to can't be known: a part of a DAG would look like the whole.
+                    return counts.verdict("the DAG");
+                }
+                writer.block(&cid, &block.value).map_err(failed)?;
             }
-            let links = dag::links(&cid, &value).map_err(Failure::new)?;
+            let links = dag::links(&cid, &block.value).map_err(Failure::new)?;
             next.extend(links.into_iter().rev().filter(|link| !seen.contains(link)));
         }
         bar.at(counts.blocks);
@@ -284,7 +314,7 @@ async fn missing(access: &mut Access, cids: &[Cid]) -> Failure {
 }
 
 /// The bytes of some CIDs, in order.
-async fn fetch(access: &mut Access, cids: Vec<Cid>) -> Outcome<Vec<(Cid, Vec<u8>)>> {
+async fn fetch(access: &mut Access, cids: Vec<Cid>) -> Outcome<Vec<(Cid, v1::Block)>> {
     let stored = cids.iter().filter(|cid| cid.multihash().code() != 0);
     let multihashes: Vec<_> = stored.map(|cid| cid.multihash().as_bytes().to_vec().into()).collect();
     let mut values = VecDeque::new();
@@ -293,7 +323,7 @@ async fn fetch(access: &mut Access, cids: Vec<Cid>) -> Outcome<Vec<(Cid, Vec<u8>
         let mut pages = Pages::of(access.admin().export_blocks(request).await?.into_inner());
         loop {
             match pages.next().await {
-                Ok(Some(blocks)) => values.extend(blocks.into_iter().map(|(_, block)| block.value)),
+                Ok(Some(blocks)) => values.extend(blocks.into_iter().map(|(_, block)| block)),
                 Ok(None) => break,
                 Err(failure) if failure.exit == Exit::Absent => return Err(missing(access, &cids).await),
                 Err(failure) => return Err(failure),
@@ -302,11 +332,11 @@ async fn fetch(access: &mut Access, cids: Vec<Cid>) -> Outcome<Vec<(Cid, Vec<u8>
     }
     let mut found = Vec::with_capacity(cids.len());
     for cid in cids {
-        let value = match cid.multihash().code() {
-            0 => cid.multihash().digest().to_vec(),
-            _ => values.pop_front().map(Vec::from).unwrap_or_default(),
+        let block = match cid.multihash().code() {
+            0 => v1::Block { value: cid.multihash().digest().to_vec().into(), ..v1::Block::default() },
+            _ => values.pop_front().unwrap_or_default(),
         };
-        found.push((cid, value));
+        found.push((cid, block));
     }
     Ok(found)
 }
@@ -327,7 +357,7 @@ pub async fn flatfs(node: &Path, folder: &Path, as_json: bool) -> Outcome {
     } else {
         counts.say(&folder.display().to_string());
     }
-    Ok(())
+    counts.verdict(&folder.display().to_string())
 }
 
 async fn flatfs_files(access: &mut Access, folder: &Path) -> Outcome<Counts> {
@@ -350,7 +380,8 @@ async fn flatfs_files(access: &mut Access, folder: &Path) -> Outcome<Counts> {
             let existing = writer.existing(&multihash, block.size).map_err(failed)?;
             match existing.filter(|value| verify_digest(&multihash, value) == Digest::Matches) {
                 Some(value) => {
-                    counts.take(&multihash, &value)?;
+                    counts.blocks += 1;
+                    counts.bytes += value.len() as u64;
                     counts.kept_blocks += 1;
                 }
                 None => missing.push(multihash.as_bytes().to_vec().into()),
@@ -373,8 +404,9 @@ async fn flatfs_files(access: &mut Access, folder: &Path) -> Outcome<Counts> {
                     Err(failure) => return Err(failure),
                 };
                 for (multihash, block) in blocks {
-                    counts.take(&multihash, &block.value)?;
-                    writer.write(&multihash, &block.value).map_err(failed)?;
+                    if counts.take(&multihash, &block) {
+                        writer.write(&multihash, &block.value).map_err(failed)?;
+                    }
                 }
                 bar.at(counts.blocks);
             }

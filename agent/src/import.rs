@@ -155,6 +155,7 @@ impl Round {
             multihash: multihash.as_bytes().to_vec().into(),
             size: size as u64,
             value: value.into(),
+            ..v1::Block::default()
         });
         // An empty block costs something too.
         self.message_bytes += size + BLOCK_MARGIN_BYTES;

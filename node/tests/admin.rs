@@ -13,6 +13,7 @@ fn import(values: &[&[u8]]) -> v1::ImportBlocksRequest {
         multihash: block(value).0.as_bytes().to_vec().into(),
         value: value.to_vec().into(),
         size: 0,
+        ..Default::default()
     });
     v1::ImportBlocksRequest { blocks: blocks.collect(), allow_connected: false }
 }
@@ -127,9 +128,14 @@ async fn import_behind_a_connected_kubo_is_refused_unless_allowed() {
     let allowed = v1::ImportBlocksRequest { allow_connected: true, ..import(&[b"a"]) };
     served.admin().await.import_blocks(tokio_stream::iter([allowed])).await.unwrap();
     drop(kubo);
-    // The command line caches nothing.
+    // A Kubo whose mount of pins came first asks for blocks on that connection too.
     support::until("it has gone", async || served.node.clients().list().iter().all(|client| !client.is_kubo())).await;
-    let _cli = served.data_as("cli").await;
+    let pins = served.data_as("pins").await;
+    served.admin().await.import_blocks(tokio_stream::iter([import(&[b"b"])])).await.unwrap_err();
+    drop(pins);
+    // The command line caches no blocks.
+    support::until("it has gone", async || served.node.clients().list().iter().all(|client| !client.is_kubo())).await;
+    let _other = served.data_as("cli").await;
     served.admin().await.import_blocks(tokio_stream::iter([import(&[b"b"])])).await.unwrap();
 }
 

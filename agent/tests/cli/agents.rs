@@ -67,7 +67,6 @@ async fn a_second_signal_says_what_the_stop_waits_for() {
 }
 
 #[test]
-#[ignore = "the interim store forgets at close; the log-structured one keeps"]
 fn what_was_imported_is_there_after_a_restart() {
     let sandbox = Sandbox::with_node();
     let mut agent = sandbox.agent(&[]);
@@ -198,6 +197,7 @@ fn an_autostarted_agent_hands_over_to_an_operators_agent() {
     assert!(first.ended().success());
     assert_eq!(sandbox.served_by(), Some(second.pid().into()));
     assert_eq!(sandbox.status()["host"], "agent");
+    assert_eq!(sandbox.status()["blocks"], 20);
     let log = fs::read_to_string(sandbox.node().join("run/agent.log")).unwrap();
     assert!(log.contains(&format!("pid {}", second.pid())), "{log}");
     // And one that Kubo starts now finds it and goes.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod agents;
+mod alone;
 mod bad_input;
 mod flatfs_and_car;
 mod pages;

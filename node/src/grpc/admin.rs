@@ -137,7 +137,12 @@ impl admin_server::Admin for Admin {
                 chunk.all(after)?;
             } else {
                 for key in &wanted {
-                    match datastore.shards().size(key)? {
+                    // A quarantined block has no size for Kubo, and is listed all the same.
+                    match datastore
+                        .shards()
+                        .size(key)?
+                        .map_or_else(|| listed(&datastore, key), |size| Ok(Some(size)))?
+                    {
                         Some(size) => chunk.push(key, size)?,
                         None => {
                             return Err(Error::new(ErrorKind::NotFound, format!("block {key} is not in this node")));
@@ -228,11 +233,17 @@ impl Chunk<'_> {
 
     fn push(&mut self, key: &Multihash, size: u32) -> StoreResult<()> {
         let mut value = Vec::new();
+        let mut damaged = String::new();
         if !self.keys_only {
             match self.datastore.shards().get(key, &mut value) {
-                // Deleted since the walk saw it.
-                Err(err) if err.is_not_found() => return Ok(()),
-                outcome => outcome.map_err(|err| err.context(format_args!("export block {key}")))?,
+                Ok(()) => {}
+                Err(err) if err.kind() == ErrorKind::Corrupt => damaged = err.to_string(),
+                // Deleted since the walk saw it; or quarantined, which looks absent to Kubo and must not here.
+                Err(err) if err.is_not_found() => match listed(self.datastore, key)? {
+                    Some(_) => damaged = "its bytes on disk are damaged, and it is quarantined".to_owned(),
+                    None => return Ok(()),
+                },
+                Err(err) => return Err(err.context(format_args!("export block {key}"))),
             }
         }
         let bytes = key.as_bytes().len() + value.len();
@@ -241,7 +252,10 @@ impl Chunk<'_> {
         }
         self.bytes += bytes;
         let multihash = bytes::Bytes::copy_from_slice(key.as_bytes());
-        self.blocks.push(v1::Block { multihash, value: value.into(), size: u64::from(size) });
+        if !damaged.is_empty() {
+            value.clear();
+        }
+        self.blocks.push(v1::Block { multihash, value: value.into(), size: u64::from(size), damaged });
         Ok(())
     }
 
@@ -249,6 +263,17 @@ impl Chunk<'_> {
         self.bytes = 0;
         self.sink.send(v1::ExportBlocksResponse { blocks: std::mem::take(&mut self.blocks), complete })
     }
+}
+
+/// Size of a block that is enumerated, whether Kubo sees it or not. Looks into every shard: for the rare case.
+fn listed(datastore: &Datastore, key: &Multihash) -> StoreResult<Option<u32>> {
+    for shard in datastore.shards().iter() {
+        let found = shard.store().scan(key.as_bytes(), None, 1, false)?;
+        if let Some(found) = found.first().filter(|found| found.key == key.as_bytes()) {
+            return Ok(Some(found.meta.size));
+        }
+    }
+    Ok(None)
 }
 
 /// Reads everything back, shard by shard, then the keyspace.

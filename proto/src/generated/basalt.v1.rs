@@ -223,6 +223,9 @@ pub struct Block {
     pub value: ::prost::bytes::Bytes,
     #[prost(uint64, tag = "3")]
     pub size: u64,
+    /// Export: why the bytes of a block that is there can't be read; it then has no value. An export leaves nothing out silently.
+    #[prost(string, tag = "4")]
+    pub damaged: ::prost::alloc::string::String,
 }
 /// Generated client implementations.
 pub mod admin_client {

@@ -847,10 +847,12 @@ func (x *ExportBlocksResponse) GetComplete() bool {
 }
 
 type Block struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Multihash     []byte                 `protobuf:"bytes,1,opt,name=multihash,proto3" json:"multihash,omitempty"`
-	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
-	Size          uint64                 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Multihash []byte                 `protobuf:"bytes,1,opt,name=multihash,proto3" json:"multihash,omitempty"`
+	Value     []byte                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Size      uint64                 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	// Export: why the bytes of a block that is there can't be read; it then has no value. An export leaves nothing out silently.
+	Damaged       string `protobuf:"bytes,4,opt,name=damaged,proto3" json:"damaged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -904,6 +906,13 @@ func (x *Block) GetSize() uint64 {
 		return x.Size
 	}
 	return 0
+}
+
+func (x *Block) GetDamaged() string {
+	if x != nil {
+		return x.Damaged
+	}
+	return ""
 }
 
 type StatusResponse_Shard struct {
@@ -1408,11 +1417,12 @@ const file_basalt_v1_admin_proto_rawDesc = "" +
 	"\tkeys_only\x18\x03 \x01(\bR\bkeysOnly\"\\\n" +
 	"\x14ExportBlocksResponse\x12(\n" +
 	"\x06blocks\x18\x01 \x03(\v2\x10.basalt.v1.BlockR\x06blocks\x12\x1a\n" +
-	"\bcomplete\x18\x02 \x01(\bR\bcomplete\"O\n" +
+	"\bcomplete\x18\x02 \x01(\bR\bcomplete\"i\n" +
 	"\x05Block\x12\x1c\n" +
 	"\tmultihash\x18\x01 \x01(\fR\tmultihash\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x04R\x04size2\xf0\x03\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\x12\x18\n" +
+	"\adamaged\x18\x04 \x01(\tR\adamaged2\xf0\x03\n" +
 	"\x05Admin\x12=\n" +
 	"\x06Status\x12\x18.basalt.v1.StatusRequest\x1a\x19.basalt.v1.StatusResponse\x12?\n" +
 	"\x06Verify\x12\x18.basalt.v1.VerifyRequest\x1a\x19.basalt.v1.VerifyProgress0\x01\x12:\n" +
