@@ -375,14 +375,6 @@ impl Datastore {
         self.later.as_ref().is_none_or(Later::is_idle)
     }
 
-    /// One round of every store's background work, for a clock without threads.
-    pub fn step(&self) {
-        for shard in self.stores.shards.iter() {
-            shard.store().step();
-        }
-        self.stores.keyspace.store().step();
-    }
-
     /// Starts a query. Pages are pulled by [`QueryCursor::next_page`].
     pub fn query(&self, query: Query) -> Result<QueryCursor<'_>> {
         self.stores.check_open()?;
