@@ -72,6 +72,7 @@ impl Node {
     }
 
     fn open_as(path: PathBuf, config: Config, host: Host, lock: Option<OwnerLock>) -> Result<Arc<Node>> {
+        let begin = Instant::now();
         let file = NodeFile::read(&path)?;
         if let Some(shards) = config.shards.filter(|shards| *shards != file.shards.len()) {
             return Err(Error::new(
@@ -116,7 +117,7 @@ impl Node {
         };
         tracing::info!(
             node_id = %node.file.node_id, path = %node.path.display(), host = %node.host, shards = node.file.shards.len(),
-            durability = %node.config.datastore.durability, open_ms = node.opened.elapsed().as_millis() as u64, "node opened"
+            durability = %node.config.datastore.durability, open_ms = begin.elapsed().as_millis() as u64, "node opened"
         );
         Ok(Arc::new(node))
     }
