@@ -3,10 +3,12 @@
 //! A lock is never poisoned here: a panic while it is held is a bug that the panic itself reports, and the state behind it is
 //! rebuilt from the log at the next open.
 
-use std::{
-    sync::{self, PoisonError},
-    time::Duration,
-};
+use std::{sync::PoisonError, time::Duration};
+
+#[cfg(feature = "shuttle")]
+use shuttle::sync;
+#[cfg(not(feature = "shuttle"))]
+use std::sync;
 
 pub(crate) use sync::MutexGuard;
 

@@ -4,6 +4,8 @@
 //! operations. Afterwards every pin that is there has all of its blocks, and everything acknowledged is what its class promised.
 //! `SEED=0x… cargo test -p basalt-datastore --test crash` replays one seed, `SEEDS=n` searches further.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,

@@ -250,13 +250,9 @@ impl Core {
                 tracing::warn!(segment = previous, %err, "a segment could not be cut at its end");
             }
         });
-        for id in &void {
-            self.remove_segment(*id);
-            if let Err(err) = self.files.remove(&super::segment::file_name(*id)) {
-                tracing::warn!(segment = id, %err, "an unfinished segment could not be removed; the next open tries again");
-            }
-        }
+        let void = if made.is_ok() { self.remove_void(void) } else { void };
         let mut log = self.log.lock();
+        log.void = void;
         match made {
             Ok((segment, file)) => {
                 self.install(&mut log, segment, file, RECORDS_START, &header);

@@ -51,9 +51,14 @@ pub struct SegmentHeader {
 impl SegmentHeader {
     /// Both copies, ready to be written at offset 0.
     pub fn encode(&self) -> Vec<u8> {
+        self.encode_as(VERSION)
+    }
+
+    /// Both copies as another version would begin: what a test of the refusal needs.
+    pub fn encode_as(&self, version: u16) -> Vec<u8> {
         let mut page = vec![0u8; HEADER_BYTES];
         page[0..8].copy_from_slice(&MAGIC);
-        page[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        page[8..10].copy_from_slice(&version.to_le_bytes());
         page[16..24].copy_from_slice(&self.id.to_le_bytes());
         page[24..40].copy_from_slice(&self.nonce);
         page[40..56].copy_from_slice(&self.store_id);

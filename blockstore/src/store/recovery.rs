@@ -53,6 +53,10 @@ pub(super) fn open(
         }
     }
     let clean = Clean::read(env, dir)?;
+    if !read_only && clean.is_none() && !ids.is_empty() {
+        // After a kill the names may be in memory alone, and what follows takes them for proof.
+        files.sync_dir()?;
+    }
     let index_dir = dir.join("index");
     let (index, checkpoint) = open_index(env, &index_dir, read_only, !ids.is_empty());
 
@@ -165,7 +169,9 @@ pub(super) fn open(
             // and only then may what it replaces be cut.
             drop(core.log_with_room(0)?);
         }
-        core.heal_ends(&chain)?;
+        if clean.is_none() {
+            core.heal_ends(&chain)?;
+        }
         if replayed > 0 || !tail.survivors.is_empty() {
             core.index()?.flush()?;
         }
@@ -331,9 +337,15 @@ impl Recovery<'_> {
         let mut void = Vec::new();
         let mut unproven = false;
         for (i, header) in headers.iter().enumerate() {
-            let followed = headers[i + 1..].iter().any(|later| later.previous == header.id);
+            let later = &headers[i + 1..];
             unproven = false;
-            if header.adopted_end > RECORDS_START && !followed && !self.proven(header, clean) {
+            if header.adopted_end == RECORDS_START {
+                continue;
+            }
+            // A later attempt at the same recovery takes its place; any other later segment was made behind it.
+            if later.iter().any(|later| later.previous == header.previous) {
+                void.push(header.id);
+            } else if later.is_empty() && !self.proven(header, clean) {
                 unproven = self.marked(header)?;
                 if !unproven {
                     void.push(header.id);
@@ -618,16 +630,30 @@ impl Recovery<'_> {
 }
 
 impl Core {
-    /// Cuts the files of ended segments at their ends, where a crash came between the next segment's header and that.
+    /// Cuts the files of ended segments at their ends, where a crash came between the next segment's header and that; again where it may
+    /// have come before the flush.
     fn heal_ends(&self, chain: &Chain) -> Result<()> {
         for &(id, end) in &chain.ended {
-            if let Some(segment) = self.segment(id)
-                && self.files.length(&segment)? > end
-            {
+            if let Some(segment) = self.segment(id) {
                 self.cut(&segment, end)?;
             }
         }
         Ok(())
+    }
+
+    /// Removes what interrupted recoveries left; returns what can't be removed.
+    pub(super) fn remove_void(&self, mut void: Vec<u64>) -> Vec<u64> {
+        void.retain(|id| {
+            self.remove_segment(*id);
+            match self.files.remove(&file_name(*id)) {
+                Ok(()) => false,
+                Err(err) => {
+                    tracing::warn!(segment = id, %err, "an unfinished segment could not be removed; it is tried again");
+                    true
+                }
+            }
+        });
+        void
     }
 
     /// Copies what survived above the mark of segment `top` into a new segment, which the log goes on in.
@@ -686,11 +712,8 @@ impl Core {
         self.key_bytes.store(applied.checkpoint.key_bytes, Ordering::Relaxed);
         outcome?;
         log.active = Some(active);
-        for id in std::mem::take(&mut log.void) {
-            if let Err(err) = self.files.remove(&file_name(id)) {
-                tracing::warn!(segment = id, %err, "an unfinished segment could not be removed; the next open tries again");
-            }
-        }
+        let void = std::mem::take(&mut log.void);
+        log.void = self.remove_void(void);
         Ok(())
     }
 }

@@ -1,0 +1,500 @@
+//! What a store promises beside the crash search: damage is told from a cut, a lost index comes back, space comes back, formats stay.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicU64},
+};
+
+use basalt_blockstore::{
+    Durability, ErrorKind, OnCorrupt, Options,
+    disk::sim::{Fault, Loss, SimDisk, SimRng},
+    ground::{Ground, PlainGround},
+    index::sim::{IndexLoss, SimEngine},
+    store::{Env, Op, Store, format},
+};
+
+const DIR: &str = "/shard";
+
+struct World {
+    disk: SimDisk,
+    index: SimEngine,
+    options: Options,
+    ground: Arc<dyn Ground>,
+}
+
+impl World {
+    fn new() -> World {
+        let disk = SimDisk::new();
+        let index = SimEngine::new(disk.clone());
+        let options =
+            Options { segment_bytes: 64 << 10, reserve_bytes: 0, punch_bytes_min: 8192, ..Options::default() };
+        World { disk, index, options, ground: Arc::new(PlainGround) }
+    }
+
+    fn env(&self) -> Env {
+        Env {
+            disk: Arc::new(self.disk.clone()),
+            clock: Arc::new(self.disk.clone()),
+            index: Arc::new(self.index.clone()),
+            ground: self.ground.clone(),
+            random: Arc::new(self.disk.clone()),
+            sequence: Arc::new(AtomicU64::new(1)),
+            unflushed: Arc::default(),
+        }
+    }
+
+    fn open(&self) -> Store {
+        self.try_open().unwrap()
+    }
+
+    fn try_open(&self) -> basalt_blockstore::Result<Store> {
+        Store::open(Path::new(DIR), &self.env(), self.options.clone())
+    }
+
+    fn lose_index(&self) {
+        self.index.crash(&mut SimRng::new(1), IndexLoss::Everything);
+    }
+
+    fn power_cut(&self, loss: Loss) {
+        self.disk.restart(&mut SimRng::new(1), loss);
+        self.index.crash(&mut SimRng::new(1), IndexLoss::Prefix);
+    }
+
+    fn segment(&self, id: u64) -> PathBuf {
+        Path::new(DIR).join(format!("seg-{id:08x}.log"))
+    }
+
+    fn segments(&self) -> usize {
+        (1..64).filter(|id| self.disk.contents(&self.segment(*id)).is_some()).count()
+    }
+
+    /// Offset of a value's bytes in a segment.
+    fn place_of(&self, segment: u64, value: &[u8]) -> u64 {
+        let contents = self.disk.contents(&self.segment(segment)).unwrap();
+        contents.windows(value.len()).position(|window| window == value).unwrap() as u64
+    }
+}
+
+fn key(number: u32) -> Vec<u8> {
+    format!("key-{number:04}").into_bytes()
+}
+
+fn value(number: u32, len: usize) -> Vec<u8> {
+    let mut rng = SimRng::new(u64::from(number));
+    (0..len).map(|_| rng.next_u64() as u8).collect()
+}
+
+fn put(store: &Store, number: u32, len: usize) {
+    store.write(&[Op::PutIfAbsent { key: &key(number), value: &value(number, len) }], false).unwrap();
+}
+
+fn delete(store: &Store, number: u32) {
+    store.write(&[Op::Delete { key: &key(number) }], false).unwrap();
+}
+
+fn get(store: &Store, number: u32) -> Result<Vec<u8>, ErrorKind> {
+    let mut buffer = Vec::new();
+    store.get(&key(number), &mut buffer).map(|_| buffer).map_err(|err| err.kind())
+}
+
+#[test]
+fn put_if_absent_of_what_is_there_writes_nothing_and_keeps_the_first_value() {
+    let world = World::new();
+    let store = world.open();
+    put(&store, 1, 100);
+    let steps = world.disk.steps();
+    store.write(&[Op::PutIfAbsent { key: &key(1), value: b"other" }], false).unwrap();
+    assert_eq!(world.disk.steps(), steps, "no write and no flush");
+    assert_eq!(get(&store, 1).unwrap(), value(1, 100));
+}
+
+#[test]
+fn a_flip_in_a_durable_payload_is_damage_of_that_block_alone() {
+    for corrupt in [OnCorrupt::Refetch, OnCorrupt::Error] {
+        let mut world = World::new();
+        world.options.corrupt = corrupt;
+        let store = world.open();
+        (0..5).for_each(|number| put(&store, number, 500));
+        assert!(world.disk.flip(&world.segment(1), world.place_of(1, &value(2, 500)) + 7, 3));
+        let seen = get(&store, 2).unwrap_err();
+        assert_eq!(seen, if corrupt == OnCorrupt::Error { ErrorKind::Corrupt } else { ErrorKind::NotFound });
+        for number in [0, 1, 3, 4] {
+            assert_eq!(get(&store, number).unwrap(), value(number, 500));
+        }
+        // Counted and enumerated still, else nobody could collect it; and a put mends it.
+        assert_eq!(store.stats().count, 5);
+        assert_eq!(store.stats().quarantined, 1);
+        assert_eq!(store.scan(b"", None, 10, false).unwrap().len(), 5);
+        assert_eq!(store.verify(None, 10).unwrap().damaged.len(), 1);
+        put(&store, 2, 500);
+        assert_eq!(get(&store, 2).unwrap(), value(2, 500));
+        assert_eq!(store.stats().count, 5);
+    }
+}
+
+#[test]
+fn a_flip_in_a_header_below_the_mark_loses_that_record_and_nothing_behind_it() {
+    let world = World::new();
+    let store = world.open();
+    (0..6).for_each(|number| put(&store, number, 300));
+    drop(store);
+    let header = world.place_of(1, &key(2)) - 8;
+    assert!(world.disk.flip(&world.segment(1), header, 0));
+    world.lose_index();
+    let store = world.open();
+    assert_eq!(get(&store, 2), Err(ErrorKind::NotFound));
+    for number in [0, 1, 3, 4, 5] {
+        assert_eq!(get(&store, number).unwrap(), value(number, 300), "block {number}");
+    }
+}
+
+#[test]
+fn both_header_pages_are_needed_to_lose_a_segment() {
+    let world = World::new();
+    let store = world.open();
+    put(&store, 1, 300);
+    store.close().unwrap();
+    assert!(world.disk.flip(&world.segment(1), 30, 0));
+    let store = world.open();
+    assert_eq!(get(&store, 1).unwrap(), value(1, 300));
+    store.close().unwrap();
+    assert!(world.disk.flip(&world.segment(1), 4096 + 30, 0));
+    world.lose_index();
+    let err = world.try_open().unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Corrupt);
+    assert!(err.to_string().contains("seg-00000001.log"), "{err}");
+}
+
+#[test]
+fn a_lost_index_is_rebuilt_with_what_was_deleted_still_gone() {
+    let world = World::new();
+    let store = world.open();
+    (0..200).for_each(|number| put(&store, number, 1000));
+    (0..200).filter(|number| number % 3 == 0).for_each(|number| delete(&store, number));
+    store.reclaim().unwrap();
+    (200..220).for_each(|number| put(&store, number, 1000));
+    store.sync().unwrap();
+    let before = store.stats();
+    drop(store);
+    world.lose_index();
+    let store = world.open();
+    assert_eq!((store.stats().count, store.stats().bytes), (before.count, before.bytes));
+    for number in 0..220 {
+        let expected = if number < 200 && number % 3 == 0 { Err(ErrorKind::NotFound) } else { Ok(value(number, 1000)) };
+        assert_eq!(get(&store, number), expected, "block {number}");
+    }
+}
+
+#[test]
+fn an_index_of_another_log_is_not_believed() {
+    let (one, two) = (World::new(), World::new());
+    let mut bytes = [0; 3];
+    basalt_blockstore::disk::Entropy::fill(&two.disk, &mut bytes);
+    let store = one.open();
+    (0..5).for_each(|number| put(&store, number, 100));
+    store.close().unwrap();
+    let store = two.open();
+    (5..9).for_each(|number| put(&store, number, 100));
+    store.close().unwrap();
+    // The log of the second under the index of the first.
+    one.disk.install(&one.segment(1), two.disk.contents(&two.segment(1)).unwrap());
+    let store = one.open();
+    assert_eq!(store.stats().count, 4);
+    assert_eq!(get(&store, 1), Err(ErrorKind::NotFound));
+    assert_eq!(get(&store, 6).unwrap(), value(6, 100));
+}
+
+#[test]
+fn opening_for_reading_writes_nothing_and_sees_the_tail() {
+    let world = World::new();
+    let store = world.open();
+    (0..5).for_each(|number| put(&store, number, 700));
+    delete(&store, 1);
+    store.sync().unwrap();
+    drop(store);
+    world.power_cut(Loss::Process);
+    for lost_index in [false, true] {
+        if lost_index {
+            world.lose_index();
+        }
+        let steps = world.disk.steps();
+        let store = Store::open_read_only(Path::new(DIR), &world.env(), world.options.clone()).unwrap();
+        assert_eq!(store.stats().count, 4);
+        assert_eq!(get(&store, 0).unwrap(), value(0, 700));
+        assert_eq!(get(&store, 1), Err(ErrorKind::NotFound));
+        assert_eq!(store.scan(b"key", None, 10, true).unwrap().len(), 4);
+        let refused = store.submit(&[Op::Delete { key: &key(0) }], false).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ReadOnly);
+        store.close().unwrap();
+        assert_eq!(world.disk.steps(), steps, "no operation that changes the disk");
+    }
+}
+
+#[test]
+fn space_comes_back_by_holes_compaction_and_whole_segments() {
+    let world = World::new();
+    let store = world.open();
+    (0..40).for_each(|number| put(&store, number, 20_000));
+    (40..200).for_each(|number| put(&store, number, 400));
+    let full = store.stats();
+    (0..40).filter(|number| number % 2 == 0).for_each(|number| delete(&store, number));
+    assert_eq!(store.stats().bytes, full.bytes - 20 * 20_000, "falls at once");
+    let freed = store.reclaim().unwrap();
+    let half = store.stats();
+    assert!(freed >= 20 * 12_000, "{freed}");
+    assert!(half.allocated_bytes < full.allocated_bytes * 8 / 10, "{half:?} of {full:?}");
+    (0..200).for_each(|number| delete(&store, number));
+    store.reclaim().unwrap();
+    store.reclaim().unwrap();
+    let empty = store.stats();
+    assert_eq!((empty.count, empty.bytes), (0, 0));
+    assert!(empty.allocated_bytes < 150 << 10, "{empty:?}");
+    assert!(world.segments() <= 2, "{} segments", world.segments());
+}
+
+#[test]
+fn under_a_snapshot_nothing_is_punched_or_moved_but_dead_segments_go() {
+    #[derive(Debug)]
+    struct Snapshotted;
+    impl Ground for Snapshotted {
+        fn newest_snapshot_unix_ns(&self) -> Option<u64> {
+            Some(u64::MAX)
+        }
+    }
+    let mut world = World::new();
+    world.ground = Arc::new(Snapshotted);
+    let store = world.open();
+    (0..20).for_each(|number| put(&store, number, 20_000));
+    (0..20).filter(|number| number % 2 == 0).for_each(|number| delete(&store, number));
+    assert_eq!(store.reclaim().unwrap(), 0);
+    (0..20).for_each(|number| delete(&store, number));
+    assert!(store.reclaim().unwrap() > 0);
+}
+
+#[test]
+fn a_full_disk_refuses_puts_by_name_takes_deletes_and_serves_on() {
+    let mut world = World::new();
+    world.options.reserve_bytes = 1 << 20;
+    world.disk.set_available(Some((1 << 20) + 50_000));
+    let store = world.open();
+    put(&store, 1, 10_000);
+    world.disk.set_available(Some(1 << 20));
+    let mut refused = None;
+    for number in 2..100 {
+        let op = Op::PutIfAbsent { key: &key(number), value: &value(number, 10_000) };
+        if let Err(err) = store.write(&[op], false) {
+            refused = Some(err);
+            break;
+        }
+    }
+    let refused = refused.unwrap();
+    assert_eq!(refused.kind(), ErrorKind::NoSpace);
+    assert!(refused.to_string().contains("reserve_bytes"), "{refused}");
+    assert_eq!(get(&store, 1).unwrap(), value(1, 10_000));
+    delete(&store, 1);
+    world.disk.set_available(None);
+    put(&store, 50, 10_000);
+}
+
+#[test]
+fn a_disk_that_says_full_in_mid_write_loses_nothing_acknowledged() {
+    let world = World::new();
+    let store = world.open();
+    put(&store, 1, 1000);
+    world.disk.inject(world.disk.steps() + 1, Fault::Error(std::io::ErrorKind::StorageFull));
+    let refused = store.write(&[Op::PutIfAbsent { key: &key(2), value: b"x" }], false).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NoSpace);
+    assert_eq!(store.stats().count, 1);
+    put(&store, 2, 1000);
+    drop(store);
+    world.power_cut(Loss::Everything);
+    let store = world.open();
+    assert_eq!(get(&store, 1).unwrap(), value(1, 1000));
+    assert_eq!(get(&store, 2).unwrap(), value(2, 1000));
+}
+
+#[test]
+fn a_failed_flush_is_mended_in_a_new_segment_and_twice_fences() {
+    let world = World::new();
+    let store = world.open();
+    put(&store, 1, 1000);
+    // The write is one step, the flush the next.
+    world.disk.inject(world.disk.steps() + 2, Fault::Error(std::io::ErrorKind::Other));
+    put(&store, 2, 1000);
+    assert_eq!(world.segments(), 2);
+    for step in 2..6 {
+        world.disk.inject(world.disk.steps() + step, Fault::Error(std::io::ErrorKind::Other));
+    }
+    let failed = store.write(&[Op::PutIfAbsent { key: &key(3), value: b"x" }], false).unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Unavailable);
+    assert!(store.fenced().is_some());
+    assert_eq!(get(&store, 3), Err(ErrorKind::Unavailable), "never present, never absent");
+    assert_eq!(get(&store, 2).unwrap(), value(2, 1000));
+    assert_eq!(store.sync().unwrap_err().kind(), ErrorKind::Unavailable);
+    drop(store);
+    world.disk.clear_faults();
+    world.power_cut(Loss::Everything);
+    let store = world.open();
+    assert_eq!(get(&store, 1).unwrap(), value(1, 1000));
+    assert_eq!(get(&store, 2).unwrap(), value(2, 1000));
+}
+
+#[test]
+fn a_clean_close_goes_on_in_the_same_segment() {
+    let world = World::new();
+    for number in 0..5 {
+        let store = world.open();
+        put(&store, number, 300);
+        store.close().unwrap();
+    }
+    assert_eq!(world.segments(), 1);
+    let steps = world.disk.steps();
+    let store = world.open();
+    store.close().unwrap();
+    assert!(world.disk.steps() - steps <= 1, "opening and closing without a write costs nothing");
+}
+
+#[test]
+fn sync_disabled_opens_as_relaxed_alone() {
+    #[derive(Debug)]
+    struct Unsynced(Option<bool>);
+    impl Ground for Unsynced {
+        fn honours_sync(&self) -> Option<bool> {
+            self.0
+        }
+    }
+    for honours in [Some(false), None] {
+        let mut world = World::new();
+        world.ground = Arc::new(Unsynced(honours));
+        for durability in [Durability::Strict, Durability::Ordered] {
+            world.options.durability = durability;
+            assert!(world.try_open().unwrap_err().to_string().contains("sync=standard"));
+        }
+        world.options.durability = Durability::Relaxed;
+        world.open();
+    }
+}
+
+#[test]
+fn keys_and_values_above_their_limits_are_refused_by_the_limits_name() {
+    let mut world = World::new();
+    (world.options.key_bytes_max, world.options.value_bytes_max) = (10, 100);
+    let store = world.open();
+    for (key, value, named) in [(&[1u8; 11][..], &[0u8; 1][..], "key_bytes_max"), (b"k", &[0; 101], "value_bytes_max")]
+    {
+        let err = store.submit(&[Op::PutIfAbsent { key, value }], false).unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::TooLarge);
+        assert!(err.to_string().contains(named), "{err}");
+    }
+    assert_eq!(store.submit(&[Op::Delete { key: b"" }], false).unwrap_err().kind(), ErrorKind::InvalidKey);
+    assert_eq!(store.stats().count, 0);
+}
+
+#[test]
+fn a_newer_format_is_refused_and_left_alone() {
+    let world = World::new();
+    let store = world.open();
+    put(&store, 1, 10);
+    store.close().unwrap();
+    let mut bytes = world.disk.contents(&world.segment(1)).unwrap();
+    let header = format::SegmentHeader::decode(&bytes[..format::HEADER_BYTES]).unwrap().unwrap();
+    let mut newer = header.encode_as(format::VERSION + 1);
+    newer.extend_from_slice(&bytes.split_off(newer.len()));
+    world.disk.install(&world.segment(1), newer.clone());
+    let err = world.try_open().unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Format);
+    assert!(err.to_string().contains("version 2"), "{err}");
+    assert_eq!(world.disk.contents(&world.segment(1)).unwrap(), newer);
+}
+
+/// A small store as version 1 writes it: puts, an overwrite, a tombstone, an atomic batch, an expiry, a mark, a clean close.
+fn golden_world() -> World {
+    let world = World::new();
+    let store = world.open();
+    store.write(&[Op::PutIfAbsent { key: b"block", value: b"first value" }], false).unwrap();
+    store.write(&[Op::Put { key: b"pin", value: b"one", expires_unix_ms: 0 }], true).unwrap();
+    store
+        .write(
+            &[
+                Op::Put { key: b"pin", value: b"two", expires_unix_ms: 0 },
+                Op::Put { key: b"name", value: b"expires", expires_unix_ms: 4_000_000_000_000 },
+                Op::Delete { key: b"block" },
+            ],
+            true,
+        )
+        .unwrap();
+    store.close().unwrap();
+    world
+}
+
+#[test]
+fn segment_bytes_are_those_of_the_golden_file() {
+    let bytes = golden_world().disk.contents(Path::new("/shard/seg-00000001.log")).unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/segment-v1.bin");
+    if std::env::var_os("BASALT_WRITE_GOLDEN").is_some() {
+        std::fs::write(&golden, &bytes).unwrap();
+    }
+    assert!(
+        std::fs::read(&golden).unwrap() == bytes,
+        "the format has changed: raise its version, and keep reading the old one"
+    );
+}
+
+#[test]
+fn golden_segment_is_read() {
+    let world = World::new();
+    let golden = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/segment-v1.bin")).unwrap();
+    world.disk.install(&world.segment(1), golden);
+    let store = world.open();
+    let found = store.scan(b"", None, 10, true).unwrap();
+    let seen: Vec<_> = found.iter().map(|found| (found.key.as_slice(), found.value.as_deref().unwrap())).collect();
+    assert_eq!(seen, [(&b"name"[..], &b"expires"[..]), (b"pin", b"two")]);
+    assert_eq!(found[0].meta.expires_unix_ms, 4_000_000_000_000);
+}
+
+#[test]
+fn many_threads_on_the_real_disk_and_index_find_everything_after_a_kill() {
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let options = Options { segment_bytes: 1 << 20, ..Options::default() };
+    for round in 0..3u32 {
+        let store = Store::open(dir.path(), &Env::real(), options.clone()).unwrap();
+        std::thread::scope(|scope| {
+            for writer in 0..8u32 {
+                let store = &store;
+                scope.spawn(move || {
+                    for i in 0..60 {
+                        let number = round * 1000 + writer * 100 + i;
+                        put(store, number, 3000);
+                        if i % 4 == 0 {
+                            delete(store, number);
+                        }
+                    }
+                });
+            }
+        });
+        store.sync().unwrap();
+        if round == 1 {
+            store.reclaim().unwrap();
+        }
+        // Dropped without a close.
+        drop(store);
+        let store = Store::open(dir.path(), &Env::real(), options.clone()).unwrap();
+        assert_eq!(store.stats().count, u64::from(round + 1) * 8 * 45);
+        for round in 0..=round {
+            for writer in 0..8 {
+                for i in 0..60 {
+                    let number = round * 1000 + writer * 100 + i;
+                    let expected = if i % 4 == 0 { Err(ErrorKind::NotFound) } else { Ok(value(number, 3000)) };
+                    assert_eq!(get(&store, number), expected);
+                }
+            }
+        }
+        if round == 0 {
+            // The real index, lost.
+            drop(store);
+            std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+        }
+    }
+}
