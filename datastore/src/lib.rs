@@ -400,8 +400,8 @@ impl Datastore {
 
     /// Live bytes of blocks and metadata, exact, O(1); falls at once on delete (STORE 10).
     pub fn disk_usage(&self) -> u64 {
-        let keyspace = self.stores.keyspace.stats();
-        self.stores.shards.stats().bytes + keyspace.bytes + keyspace.key_bytes
+        let keyspace = self.stores.keyspace.store().live();
+        self.stores.shards.live_bytes() + keyspace.bytes + keyspace.key_bytes
     }
 
     /// When a key is gone by itself, in milliseconds since the Unix epoch; `None` for never, as for every block. `NotFound` where it is absent.

@@ -228,6 +228,11 @@ impl ShardSet {
         }
     }
 
+    /// Bytes of live blocks of all shards, exact; O(shards).
+    pub fn live_bytes(&self) -> u64 {
+        self.iter().map(|shard| shard.live().bytes).sum()
+    }
+
     /// Exact sums over all shards, O(1) each.
     pub fn stats(&self) -> Stats {
         self.iter().map(Shard::stats).fold(Stats::default(), |a, b| Stats {

@@ -614,18 +614,26 @@ impl Core {
         Ok(verified)
     }
 
-    pub(super) fn stats(&self) -> Stats {
-        let unflushed_bytes = self.log.lock().unflushed_bytes();
-        let head = self.log.lock().active.as_ref().map(|active| (active.segment.id, active.head));
-        let rows = self.rows.lock();
-        let mut stats = Stats {
+    pub(super) fn live(&self) -> Stats {
+        Stats {
             count: self.count.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
             key_bytes: self.key_bytes.load(Ordering::Relaxed),
+            ..Stats::default()
+        }
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let (unflushed_bytes, head) = {
+            let log = self.log.lock();
+            (log.unflushed_bytes(), log.active.as_ref().map(|active| (active.segment.id, active.head)))
+        };
+        let rows = self.rows.lock();
+        let mut stats = Stats {
             segments: rows.rows.len() as u64,
             unflushed_bytes,
             quarantined: self.quarantined.load(Ordering::Relaxed),
-            ..Stats::default()
+            ..self.live()
         };
         for (id, row) in &rows.rows {
             let end = match head {
