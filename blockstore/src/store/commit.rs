@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    core::{Active, ApplyOp, Core, Group, Log, live_bytes},
+    core::{Active, Applied, ApplyOp, Core, Group, Log, live_bytes},
     entry::{Entry, SegmentRow, checkpoint_key, entry_key, segment_key},
     format::{
         Kind, RECORDS_START, RecordHeader, SEAL_PAYLOAD_BYTES, SegmentHeader, SummaryBuilder, crc32, record_bytes,
@@ -118,7 +118,10 @@ impl Core {
                 None => {}
             }
         }
-        self.apply_ready();
+        // Someone who flushes the index at this moment must not hold up the writers; the next flush or step catches up.
+        if let Some(applied) = self.applying.try_lock() {
+            self.apply_ready_to(applied);
+        }
     }
 
     fn kick_from_leader(&self) {
@@ -498,7 +501,10 @@ impl Core {
 
     /// Tells the index of everything durable that it has not heard of: entries, rows, counts and checkpoint in one batch.
     pub(super) fn apply_ready(&self) {
-        let mut applied = self.applying.lock();
+        self.apply_ready_to(self.applying.lock());
+    }
+
+    fn apply_ready_to(&self, mut applied: MutexGuard<'_, Applied>) {
         loop {
             let groups: Vec<Group> = self.log.lock().ready.drain(..).collect();
             let Some(last) = groups.last() else { break };
