@@ -33,6 +33,11 @@ impl Plan {
         }
         plan
     }
+
+    /// The blocks that are put.
+    pub(crate) fn blocks(&self) -> Vec<(&Multihash, &[u8])> {
+        self.block_puts.iter().map(|(block, value)| (block, value.as_slice())).collect()
+    }
 }
 
 impl BatchOp {

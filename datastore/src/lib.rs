@@ -230,7 +230,7 @@ impl Datastore {
         self.stores.check_size(key, value.len())?;
         match key.block() {
             Some(block) => self.stores.shards.put(&block, value),
-            None => self.change(vec![self.put_change(key, value, None)]),
+            None => self.change(&[self.put_change(key, value, None)]),
         }
     }
 
@@ -255,13 +255,49 @@ impl Datastore {
         match key.block() {
             Some(block) => self.delete_blocks(&[block]),
             None if self.stores.is_never_there(key) => Ok(()),
-            None => self.change(vec![Change::Delete { key: key.clone() }]),
+            None => self.change(&[Change::Delete { key: key.clone() }]),
         }
     }
 
     /// Applies a batch: reduced to the last operation of each key; block puts, then metadata (atomic at a crash), then block deletes (STORE 13).
     /// May wait for the barrier between them on the caller's thread.
     pub fn submit_batch(&self, ops: Vec<BatchOp>) -> Result<Ticket> {
+        let plan = self.plan(ops)?;
+        let mut tickets = Vec::new();
+        if !plan.block_puts.is_empty() {
+            tickets.push(self.stores.shards.submit_put(&plan.blocks())?);
+        }
+        if !plan.changes.is_empty() {
+            // Metadata may refer to the batch's own blocks: they are acknowledged before it begins.
+            Ticket::all(std::mem::take(&mut tickets)).wait()?;
+            if plan.block_deletes.is_empty() {
+                return self.submit_changes(plan.changes);
+            }
+            self.change(&plan.changes)?;
+        }
+        if !plan.block_deletes.is_empty() {
+            tickets.push(self.submit_block_deletes(plan.block_deletes)?);
+        }
+        Ok(Ticket::all(tickets))
+    }
+
+    /// [`Datastore::submit_batch`], waited for.
+    pub fn batch(&self, ops: Vec<BatchOp>) -> Result<()> {
+        let plan = self.plan(ops)?;
+        if !plan.block_puts.is_empty() {
+            again_if_superseded(|| self.stores.shards.submit_put(&plan.blocks())?.wait())?;
+        }
+        if !plan.changes.is_empty() {
+            self.change(&plan.changes)?;
+        }
+        if !plan.block_deletes.is_empty() {
+            self.delete_blocks(&plan.block_deletes)?;
+        }
+        Ok(())
+    }
+
+    /// What a batch comes down to, if no limit is exceeded.
+    fn plan(&self, ops: Vec<BatchOp>) -> Result<Plan> {
         self.stores.check_writable()?;
         let mut bytes = 0usize;
         for op in &ops {
@@ -281,37 +317,15 @@ impl Datastore {
         }
         let mut plan = Plan::of(ops);
         plan.changes.retain(|change| !self.stores.is_never_there(change.key()));
-        let mut tickets = Vec::new();
-        if !plan.block_puts.is_empty() {
-            let blocks: Vec<(&Multihash, &[u8])> =
-                plan.block_puts.iter().map(|(block, value)| (block, value.as_slice())).collect();
-            tickets.push(self.stores.shards.submit_put(&blocks)?);
-        }
-        if !plan.changes.is_empty() {
-            // Metadata may refer to the batch's own blocks: they are acknowledged before it begins.
-            Ticket::all(std::mem::take(&mut tickets)).wait()?;
-            if plan.block_deletes.is_empty() {
-                return self.submit_changes(plan.changes);
-            }
-            self.change(plan.changes)?;
-        }
-        if !plan.block_deletes.is_empty() {
-            tickets.push(self.submit_block_deletes(plan.block_deletes)?);
-        }
-        Ok(Ticket::all(tickets))
-    }
-
-    /// [`Datastore::submit_batch`], waited for.
-    pub fn batch(&self, ops: Vec<BatchOp>) -> Result<()> {
-        self.submit_batch(ops)?.wait()
+        Ok(plan)
     }
 
     /// Changes the keyspace on this thread, and waits for what the class promises.
-    fn change(&self, changes: Vec<Change>) -> Result<()> {
-        if self.stores.must_pass_barrier(&changes)? {
+    fn change(&self, changes: &[Change]) -> Result<()> {
+        if self.stores.must_pass_barrier(changes)? {
             self.stores.barrier.pass(&self.stores.shards)?;
         }
-        self.stores.keyspace.apply(&changes)?.wait()
+        again_if_superseded(|| self.stores.keyspace.apply(changes)?.wait())
     }
 
     /// Changes the keyspace without waiting, neither for the flush nor for the barrier before it.
@@ -510,6 +524,18 @@ impl Drop for Datastore {
             later.stop();
         }
     }
+}
+
+/// Does a write once more, a few times, where it failed only because another's write before it in the log did (STORE 11).
+fn again_if_superseded(write: impl Fn() -> Result<()>) -> Result<()> {
+    const TRIES: usize = 8;
+    for _ in 1..TRIES {
+        match write() {
+            Err(err) if err.is_superseded() => {}
+            outcome => return outcome,
+        }
+    }
+    write()
 }
 
 fn no_ttl(key: &Key) -> Error {
