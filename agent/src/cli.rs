@@ -60,6 +60,13 @@ pub enum Command {
     Flush,
     /// Give back the space of deleted blocks now, not when it pays.
     Reclaim,
+    /// Say that a migration fills the node, or that it is whole. For basalt-migrate.
+    #[command(hide = true)]
+    Mark {
+        /// What it is from now on.
+        #[arg(value_enum)]
+        mark: Mark,
+    },
 }
 
 /// `basalt init`.
@@ -80,9 +87,21 @@ pub struct Init {
     /// A folder on another device for the shards; each is one shard [default: in the node's folder].
     #[arg(long = "path", value_name = "FOLDER")]
     pub paths: Vec<PathBuf>,
+    /// The node is about to be filled by basalt-migrate: until that has completed nobody else is served.
+    #[arg(long, hide = true)]
+    pub migrating: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `basalt mark`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Mark {
+    /// It is whole, and takes clients.
+    Ready,
+    /// Only a migration is served.
+    Migrating,
 }
 
 /// The durability classes.

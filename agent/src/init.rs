@@ -4,7 +4,7 @@ use std::path::Path;
 
 use basalt_blockstore::Durability as Class;
 use basalt_node::{
-    Config, Host, Node,
+    Config, Host, Node, State,
     layout::{self, InitOptions},
 };
 use serde_json::json;
@@ -37,7 +37,7 @@ pub fn init(node: &Path, options: &Init) -> Outcome {
             shard_paths: options.paths.clone(),
             shards: options.shards.unwrap_or(1) as usize,
             durability,
-            ..InitOptions::default()
+            state: if options.migrating { State::Migrating } else { State::Ready },
         },
     )?;
     // Opened once: what makes the stores happens here, where somebody reads the error, and a node can be looked at before it was served.

@@ -19,6 +19,7 @@ mod http;
 mod import;
 mod init;
 mod logging;
+mod mark;
 mod metrics;
 mod notify;
 mod progress;
@@ -71,6 +72,7 @@ fn run(cli: &Cli) -> Outcome {
                     Command::Export(Export::Flatfs { folder, json }) => export::flatfs(&node, folder, *json).await,
                     Command::Flush => verify::flush(&node).await,
                     Command::Reclaim => verify::reclaim(&node).await,
+                    Command::Mark { mark } => mark::mark(&node, *mark).await,
                     Command::Init(_) | Command::Config(_) => Ok(()),
                 }
             })

@@ -273,3 +273,22 @@ fn status_says_whether_somebody_serves() {
     assert!(said.out.contains("stable storage"));
     sandbox.basalt(&["reclaim"]).ok();
 }
+
+#[test]
+fn a_node_is_marked_when_an_agent_that_hands_over_has_let_go_and_no_other_is_sent_away() {
+    let sandbox = Sandbox::empty();
+    sandbox.basalt(&["init", "--migrating"]).ok();
+    let state = || basalt_node::NodeFile::read(&sandbox.node()).unwrap().state;
+    assert_eq!(state(), basalt_node::State::Migrating);
+
+    let operators = sandbox.agent(&[]);
+    sandbox.basalt(&["mark", "ready"]).fails(1, &["stop it", &operators.pid().to_string()]);
+    sandbox.basalt(&["mark", "migrating"]).ok();
+    assert_eq!(state(), basalt_node::State::Migrating);
+    drop(operators);
+
+    let mut autostarted = sandbox.agent(&["--exit-when-idle"]);
+    sandbox.basalt(&["mark", "ready"]).ok();
+    assert!(autostarted.ended().success(), "{}", autostarted.log());
+    assert_eq!(state(), basalt_node::State::Ready);
+}

@@ -249,13 +249,15 @@ func tail(path string, begin int64) string {
 	return "\n" + string(text)
 }
 
-// Init makes the folder of a new node with `basalt init`, with the id that the repo's config already names.
-func Init(ctx context.Context, node, id, durability string) error {
+// Init makes the folder of a new node with `basalt init`, with the id that the repo's config already names; flags are further ones of
+// that command.
+func Init(ctx context.Context, node, id, durability string, flags ...string) error {
 	bin, err := Binary()
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, bin, "init", "--node-id", id, "--durability", durability, node)
+	args := append([]string{"init", "--node-id", id, "--durability", durability}, flags...)
+	cmd := exec.CommandContext(ctx, bin, append(args, node)...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
