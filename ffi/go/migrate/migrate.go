@@ -25,6 +25,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"basalt.dev/go/autostart"
@@ -233,7 +234,13 @@ func (m *run) prepare(ctx context.Context, config *spec) error {
 	node := m.repo.node()
 	if m.st == nil {
 		for _, folder := range []string{node, m.repo.file(RestFolder)} {
-			if entries, err := os.ReadDir(folder); err == nil && len(entries) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+			entries, err := os.ReadDir(folder)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			// A file system of its own may be mounted there for the node.
+			entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return e.Name() == "lost+found" })
+			if len(entries) > 0 {
 				return fmt.Errorf("%s is there already, and no migration of this repo made it: move it away", folder)
 			}
 		}
