@@ -168,6 +168,10 @@ func back(res migrate.Result) string {
 	if m := res.Missed; m != nil && len(m.Back) > 0 {
 		fmt.Fprintf(&s, "%d pins that were removed since are there again\n", len(m.Back))
 	}
-	fmt.Fprintf(&s, "the node stays in %s; basalt-migrate uses it again, or remove it, %s and %s\n", res.Node, migrate.StateFile, migrate.RestFolder)
+	beside := ""
+	if res.Profile == profile.Blocks {
+		beside = ", " + migrate.RestFolder
+	}
+	fmt.Fprintf(&s, "the node stays in %s; basalt-migrate uses it again. To be rid of it remove it%s and %s\n", res.Node, beside, migrate.StateFile)
 	return s.String()
 }
