@@ -185,6 +185,18 @@ fn last(done: &[(String, What)], store: &str, what: What) -> Option<usize> {
     done.iter().rposition(|one| *one == (store.to_string(), what))
 }
 
+/// Whether some try flushes nothing. A flush that was asked for earlier may come late, by the store's own thread, so one try proves nothing; but what
+/// waits for a flush has one every time.
+fn ever_quiet(mut tries: impl FnMut(usize) -> Vec<(String, What)>) -> bool {
+    (10..30).any(|number| tries(number).iter().all(|(_, what)| *what != What::Sync))
+}
+
+/// Whether `store` was flushed behind its last write so far, before that of another one at `before`.
+fn flushed_before(done: &[(String, What)], store: &str, before: usize) -> bool {
+    let done = &done[..before];
+    last(done, store, What::Write) < last(done, store, What::Sync)
+}
+
 /// The ways in which a caller waits: here, or by a callback.
 const WAYS: [fn(&Datastore, Vec<BatchOp>); 2] = [
     |store, ops| store.batch(ops).unwrap(),
@@ -242,15 +254,17 @@ fn a_duplicate_put_costs_neither_write_nor_flush() {
 fn ordered_acknowledges_blocks_unflushed_and_flushes_them_all_before_metadata_is_written() {
     for way in WAYS {
         let watched = Watched::open(3, Durability::Ordered);
+        assert!(ever_quiet(|number| {
+            watched.put_blocks(number);
+            watched.done()
+        }));
         for round in 0..3 {
             watched.put_blocks(round);
-            let done = watched.done();
-            assert!(done.iter().all(|(store, what)| store.starts_with("shard") && *what == What::Write), "{done:?}");
             way(&watched.store, put("/pins/x"));
             let done = watched.done();
             let written = first(&done, "keyspace", What::Write).unwrap();
             for id in 0..3 {
-                assert!(first(&done, &shard(id), What::Sync).unwrap() < written, "shard {id}: {done:?}");
+                assert!(flushed_before(&done, &shard(id), written), "shard {id}: {done:?}");
             }
             assert!(written < last(&done, "keyspace", What::Sync).unwrap(), "{done:?}");
         }
@@ -262,7 +276,6 @@ fn ordered_flushes_only_dirty_shards_and_none_twice() {
     for way in WAYS {
         let watched = Watched::open(3, Durability::Ordered);
         watched.store.put(&watched.block_in(1, 0), b"block").unwrap();
-        watched.done();
         way(&watched.store, put("/pins/x"));
         let done = watched.done();
         assert_eq!(count(&done, &shard(0), What::Sync) + count(&done, &shard(2), What::Sync), 0, "{done:?}");
@@ -278,17 +291,20 @@ fn ordered_lets_bookkeeping_through_without_barrier_and_flush() {
     for way in WAYS {
         let watched = Watched::open(2, Durability::Ordered);
         watched.put_blocks(0);
-        watched.done();
-        for text in ["/providers/x", "/provider/keystore", "/dht/pk/x", "/local/temp_bootstrap_peers"] {
-            way(&watched.store, put(text));
-        }
-        let done = watched.done();
-        assert!(done.iter().all(|one| *one == ("keyspace".into(), What::Write)), "{done:?}");
+        assert!(ever_quiet(|_| {
+            watched.done();
+            for text in ["/providers/x", "/provider/keystore", "/dht/pk/x", "/local/temp_bootstrap_peers"] {
+                way(&watched.store, put(text));
+            }
+            watched.done()
+        }));
         // One key of another kind in a batch makes all of it wait.
+        watched.put_blocks(1);
         let ops = ["/providers/x", "/pins/x"].map(|text| BatchOp::Put(key(text), b"v".to_vec()));
         watched.store.batch(ops.into()).unwrap();
         let done = watched.done();
-        assert!(first(&done, &shard(0), What::Sync) < first(&done, "keyspace", What::Write), "{done:?}");
+        let written = first(&done, "keyspace", What::Write).unwrap();
+        assert!(flushed_before(&done, &shard(0), written) && flushed_before(&done, &shard(1), written), "{done:?}");
     }
 }
 
@@ -325,23 +341,25 @@ fn a_batch_writes_blocks_then_metadata_then_block_deletes() {
 fn relaxed_flushes_nothing_but_metadata_before_a_block_is_deleted() {
     for way in WAYS {
         let watched = Watched::open(2, Durability::Relaxed);
+        assert!(ever_quiet(|number| {
+            watched.put_blocks(number);
+            way(&watched.store, put("/pins/x"));
+            way(&watched.store, vec![BatchOp::Delete(key("/pins/x"))]);
+            watched.done()
+        }));
         watched.put_blocks(0);
         watched.done();
         way(&watched.store, put("/pins/x"));
-        way(&watched.store, vec![BatchOp::Delete(key("/pins/x"))]);
-        let done = watched.done();
-        assert!(done.iter().all(|one| *one == ("keyspace".into(), What::Write)), "{done:?}");
         way(&watched.store, vec![BatchOp::Delete(watched.block_in(0, 0))]);
         let done = watched.done();
-        assert!(
-            last(&done, "keyspace", What::Sync).unwrap() < first(&done, &shard(0), What::Write).unwrap(),
-            "{done:?}"
-        );
+        let deleted = first(&done, &shard(0), What::Write).unwrap();
+        assert!(flushed_before(&done, "keyspace", deleted), "{done:?}");
         // Once: Kubo's gc deletes one by one.
-        way(&watched.store, put("/providers/x"));
-        way(&watched.store, vec![BatchOp::Delete(watched.block_in(1, 0))]);
-        let done = watched.done();
-        assert_eq!(count(&done, "keyspace", What::Sync), 0, "{done:?}");
+        assert!(ever_quiet(|number| {
+            way(&watched.store, put("/providers/x"));
+            way(&watched.store, vec![BatchOp::Delete(watched.block_in(1, number))]);
+            watched.done()
+        }));
     }
 }
 
@@ -351,11 +369,10 @@ fn sync_flushes_every_dirty_store() {
         let watched = Watched::open(2, durability);
         watched.put_blocks(0);
         watched.store.put(&key("/providers/x"), b"x").unwrap();
-        watched.done();
         watched.store.sync().unwrap();
         let done = watched.done();
         for store in [shard(0), shard(1), "keyspace".into()] {
-            assert!(count(&done, &store, What::Sync) > 0, "{store}: {done:?}");
+            assert!(flushed_before(&done, &store, done.len()), "{store}: {done:?}");
         }
     }
 }
@@ -384,7 +401,7 @@ fn only_a_query_for_values_reads_the_logs() {
     watched.store.disk_usage();
     watched.store.stats();
     let done = watched.done();
-    assert_eq!(done, []);
+    assert!(done.iter().all(|(_, what)| *what != What::Read), "{done:?}");
     let found = entries(&watched.store, Query { offset: 58, ..Query::default() }, 100, 1 << 20);
     assert_eq!(found.len(), 5);
     let done = watched.done();
