@@ -5,9 +5,16 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicU64},
 };
 
-use basalt_blockstore::{ErrorKind, Multihash, Options, Result, store::Env};
+use basalt_blockstore::{
+    ErrorKind, Multihash, Options, Result,
+    disk::sim::{Fault, Loss, SimDisk, SimRng},
+    ground::PlainGround,
+    index::sim::{IndexLoss, SimEngine},
+    store::Env,
+};
 use basalt_sharding::{RECORD_DIR, ShardSet};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -224,4 +231,44 @@ fn blocks_are_there_after_reopening() {
     let set = open(&dir, &[1, 1, 1]).unwrap();
     assert_eq!(set.stats().count, 100);
     assert!(blocks.iter().all(|(key, _)| set.has(key).unwrap()));
+}
+
+/// What a killed process wrote reads back from memory; what is built on it must not fall with it.
+#[test]
+fn a_node_whose_making_was_killed_anywhere_stays_through_a_power_cut() {
+    let shards = [(PathBuf::from("/shard-0"), 1), (PathBuf::from("/shard-1"), 1)];
+    for kill in 1.. {
+        let disk = SimDisk::new();
+        let index = SimEngine::new(disk.clone());
+        let open = || {
+            let env = Env {
+                disk: Arc::new(disk.clone()),
+                clock: Arc::new(disk.clone()),
+                index: Arc::new(index.clone()),
+                ground: Arc::new(PlainGround),
+                random: Arc::new(disk.clone()),
+                sequence: Arc::new(AtomicU64::new(1)),
+                unflushed: Arc::default(),
+            };
+            ShardSet::open(&shards, Path::new("/keyspace"), KEY, &env, &Options::default())
+        };
+        let mut rng = SimRng::new(kill);
+        disk.inject(kill, Fault::PowerCut);
+        let made = open();
+        let was_killed = disk.is_cut();
+        assert_eq!(made.is_err(), was_killed);
+        drop(made);
+        disk.restart(&mut rng, Loss::Process);
+        let set = open().unwrap();
+        let blocks: Vec<_> = (0..8).map(block).collect();
+        put(&set, &blocks);
+        drop(set);
+        disk.restart(&mut rng, Loss::Everything);
+        index.crash(&mut rng, IndexLoss::Everything);
+        let set = open().unwrap_or_else(|err| panic!("killed at {kill}: {err}"));
+        assert!(blocks.iter().all(|(key, _)| set.has(key).unwrap()), "killed at {kill}");
+        if !was_killed {
+            return;
+        }
+    }
 }
