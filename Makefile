@@ -15,7 +15,7 @@ help: ## list the targets
 need: # checks the machine; installs Debian packages where it may
 	@tools/need
 
-build: need ## build bin/basalt and bin/ipfs, the Kubo with Basalt in it (pure Go)
+build: need ## build bin/basalt, bin/ipfs (the Kubo with Basalt in it, pure Go) and bin/basalt-migrate
 	@tools/build
 
 run: build ## start an agent and a Kubo on it, add 256 MiB, read it back, stay up
