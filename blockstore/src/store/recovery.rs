@@ -264,16 +264,21 @@ impl Recovery<'_> {
             ));
         }
         let reached = checkpoint.position.segment();
-        if ids.binary_search(&reached).is_err() {
-            tracing::warn!(store = %self.dir.display(), segment = reached, "the index reaches beyond the log and will be rebuilt");
+        // The segment itself may have been freed since; one behind it shows that the log goes further all the same.
+        let Some(&probe) = ids.iter().find(|id| **id >= reached) else {
+            if !ids.is_empty() {
+                tracing::warn!(store = %self.dir.display(), segment = reached, "the index reaches beyond the log and will be rebuilt");
+            }
             return Ok(());
-        }
-        let header = self.files.read_header(reached)?;
+        };
+        let header = self.files.read_header(probe)?;
         if header.store_id != checkpoint.store_id {
             tracing::warn!(store = %self.dir.display(), "the index belongs to another log and will be rebuilt");
             return Ok(());
         }
-        if self.files.length(&self.files.handle(reached, header.nonce))? < checkpoint.position.offset() {
+        if probe == reached
+            && self.files.length(&self.files.handle(reached, header.nonce))? < checkpoint.position.offset()
+        {
             tracing::warn!(store = %self.dir.display(), segment = reached, "the index reaches beyond the log and will be rebuilt");
             return Ok(());
         }
