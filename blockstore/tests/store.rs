@@ -4,20 +4,14 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use basalt_blockstore::{
     Durability, ErrorKind, OnCorrupt, Options,
     disk::sim::{Fault, Loss, SimDisk, SimRng},
     ground::{Ground, PlainGround},
-    index::{
-        Index, IndexEngine,
-        sim::{IndexLoss, SimEngine},
-    },
+    index::sim::{IndexLoss, SimEngine},
     store::{Env, Op, Store, format},
 };
 
@@ -191,43 +185,6 @@ fn a_lost_index_is_rebuilt_with_what_was_deleted_still_gone() {
         let expected = if number < 200 && number % 3 == 0 { Err(ErrorKind::NotFound) } else { Ok(value(number, 1000)) };
         assert_eq!(get(&store, number), expected, "block {number}");
     }
-}
-
-/// Counts rebuilds.
-#[derive(Clone, Debug)]
-struct Counted(SimEngine, Arc<AtomicU64>);
-
-impl IndexEngine for Counted {
-    fn open(&self, dir: &Path, read_only: bool) -> basalt_blockstore::Result<Arc<dyn Index>> {
-        self.0.open(dir, read_only)
-    }
-    fn destroy(&self, dir: &Path) -> basalt_blockstore::Result<()> {
-        self.1.fetch_add(1, Ordering::Relaxed);
-        self.0.destroy(dir)
-    }
-}
-
-#[test]
-fn the_index_is_not_rebuilt_because_the_segment_that_it_had_reached_is_freed() {
-    let world = World::new();
-    let counted = Counted(world.index.clone(), Arc::default());
-    let env = Env { index: Arc::new(counted.clone()), ..world.env() };
-    let open = || Store::open(Path::new(DIR), &env, world.options.clone()).unwrap();
-    let store = open();
-    (0..30).for_each(|number| put(&store, number, 4000));
-    (0..30).for_each(|number| delete(&store, number));
-    store.close().unwrap();
-    for round in 0..4 {
-        let store = open();
-        put(&store, 100 + round, 4000);
-        store.reclaim().unwrap();
-        store.reclaim().unwrap();
-        drop(store);
-        world.power_cut(Loss::Everything);
-    }
-    let store = open();
-    assert_eq!(store.stats().count, 4);
-    assert_eq!(counted.1.load(Ordering::Relaxed), 0);
 }
 
 #[test]
