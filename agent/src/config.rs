@@ -235,6 +235,13 @@ mod tests {
     }
 
     #[test]
+    fn a_host_without_this_table_knows_its_sections_by_name() {
+        for setting in SETTINGS {
+            assert!(node_config::AGENT_SECTIONS.contains(&setting.section), "[{}]", setting.section);
+        }
+    }
+
+    #[test]
     fn the_reference_page_is_the_one_in_docs() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/config.md");
         let page = std::fs::read_to_string(path).unwrap_or_default();

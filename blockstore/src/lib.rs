@@ -15,6 +15,7 @@ pub mod ground;
 pub mod index;
 pub mod store;
 
+mod buffer;
 mod digest;
 mod error;
 mod multihash;
@@ -22,6 +23,7 @@ mod options;
 mod shard;
 mod sync;
 
+pub use buffer::{Buffer, FixedBuffer};
 pub use digest::{Digest, verify_digest};
 pub use error::{Error, ErrorKind, Result};
 pub use multihash::{MULTIHASH_BYTES_MAX, Multihash};

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::{
+    buffer::Buffer,
     digest::{Digest, verify_digest},
     error::{Error, ErrorKind, Result},
     multihash::Multihash,
@@ -44,7 +45,7 @@ impl Shard {
     }
 
     /// Reads a block into `buffer` (replaced, its capacity kept); checks the key, the header and the CRC of the payload always. `NotFound` where it is absent.
-    pub fn get(&self, key: &Multihash, buffer: &mut Vec<u8>) -> Result<()> {
+    pub fn get(&self, key: &Multihash, buffer: &mut dyn Buffer) -> Result<()> {
         self.store.get(key.as_bytes(), buffer).map(|_| ())
     }
 

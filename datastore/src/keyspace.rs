@@ -12,7 +12,7 @@ use std::{
 };
 
 use basalt_blockstore::{
-    Durability, Error, ErrorKind, OnCorrupt, Options as StoreOptions, Result, Store,
+    Buffer, Durability, Error, ErrorKind, OnCorrupt, Options as StoreOptions, Result, Store,
     disk::Clock,
     store::{Env, Meta, Op, Stats, Ticket},
 };
@@ -90,7 +90,7 @@ impl Keyspace {
         })
     }
 
-    pub(crate) fn get(&self, key: &Key, buffer: &mut Vec<u8>) -> Result<Meta> {
+    pub(crate) fn get(&self, key: &Key, buffer: &mut dyn Buffer) -> Result<Meta> {
         self.store.get(key.as_str().as_bytes(), buffer)
     }
 

@@ -11,8 +11,8 @@ use std::{
     },
 };
 
+pub use basalt_blockstore::{Buffer, Error, ErrorKind, FixedBuffer, Result, store::Ticket};
 use basalt_blockstore::{Durability, MULTIHASH_BYTES_MAX, Multihash, Options as StoreOptions, store::Env};
-pub use basalt_blockstore::{Error, ErrorKind, Result, store::Ticket};
 use basalt_sharding::ShardSet;
 
 mod batch;
@@ -190,7 +190,7 @@ impl Datastore {
     }
 
     /// The value of a key, into `buffer` (replaced).
-    pub fn get(&self, key: &Key, buffer: &mut Vec<u8>) -> Result<()> {
+    pub fn get(&self, key: &Key, buffer: &mut dyn Buffer) -> Result<()> {
         self.stores.check_open()?;
         match key.block() {
             Some(block) => self.stores.shards.get(&block, buffer),

@@ -192,9 +192,9 @@ impl Connection {
     }
 }
 
-/// Keeps a connection registered; held by its socket.
+/// Keeps a connection registered; held by its socket, or by a client in this process.
 #[derive(Debug)]
-pub(crate) struct Presence {
+pub struct Presence {
     connection: Connection,
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use basalt_blockstore::{
-    Error, ErrorKind, Multihash, Options, Result, Shard,
+    Buffer, Error, ErrorKind, Multihash, Options, Result, Shard,
     store::{Env, Op, Stats, Ticket},
 };
 
@@ -125,7 +125,7 @@ impl ShardSet {
     }
 
     /// Reads a block into `buffer` (replaced); `NotFound` where it is absent.
-    pub fn get(&self, key: &Multihash, buffer: &mut Vec<u8>) -> Result<()> {
+    pub fn get(&self, key: &Multihash, buffer: &mut dyn Buffer) -> Result<()> {
         self.of(key).get(key, buffer)
     }
 

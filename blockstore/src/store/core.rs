@@ -25,6 +25,7 @@ use super::{
     ticket::Completion,
 };
 use crate::{
+    buffer::Buffer,
     disk::{Clock, File},
     error::{Error, ErrorKind, Result},
     index::Index,
@@ -403,25 +404,24 @@ impl Core {
             .map(|live| Meta { size: live.size, expires_unix_ms: live.expires_unix_ms }))
     }
 
-    pub(super) fn get(&self, key: &[u8], buffer: &mut Vec<u8>) -> Result<Meta> {
+    pub(super) fn get(&self, key: &[u8], buffer: &mut dyn Buffer) -> Result<Meta> {
         let mut before = None;
         loop {
-            let Some(live) = self.resolve(key)? else {
-                buffer.clear();
+            let Some(live) = self.resolve(key)?.filter(|live| !self.hides(live)) else {
+                buffer.room(0);
                 return Err(Error::not_found());
             };
-            if self.hides(&live) {
-                buffer.clear();
-                return Err(Error::not_found());
-            }
             let meta = Meta { size: live.size, expires_unix_ms: live.expires_unix_ms };
+            let Some(room) = buffer.room(live.size as usize) else {
+                let message = format!("the value has {} bytes, more than the buffer has room for", live.size);
+                return Err(Error::new(ErrorKind::TooLarge, message));
+            };
             if let Some(inline) = &live.inline {
-                buffer.clear();
-                buffer.extend_from_slice(inline);
+                room.copy_from_slice(inline);
                 return Ok(meta);
             }
             let location = live.location();
-            let err = match self.read_at(location, key, live.size, buffer) {
+            let err = match self.read_at(location, key, room) {
                 Ok(()) => return Ok(meta),
                 Err(err) => err,
             };
@@ -429,7 +429,7 @@ impl Core {
             if before.replace(location) != Some(location) {
                 continue;
             }
-            buffer.clear();
+            buffer.room(0);
             if err.kind() != ErrorKind::Corrupt {
                 return Err(err);
             }
@@ -441,7 +441,8 @@ impl Core {
         }
     }
 
-    pub(super) fn read_at(&self, location: Location, key: &[u8], size: u32, buffer: &mut Vec<u8>) -> Result<()> {
+    /// Reads a value of just the size of `value`.
+    pub(super) fn read_at(&self, location: Location, key: &[u8], value: &mut [u8]) -> Result<()> {
         let Some(segment) = self.segment(location.segment()) else {
             return Err(Error::new(
                 ErrorKind::Corrupt,
@@ -452,7 +453,7 @@ impl Core {
                 ),
             ));
         };
-        self.files.read_value(&segment, location, key, size, buffer)
+        self.files.read_value(&segment, location, key, value)
     }
 
     /// Remembers that a key's bytes are damaged (STORE 19). It stays counted, enumerated and deletable.
@@ -594,7 +595,8 @@ impl Core {
             let mut before = None;
             while let Some(live) = self.resolve(&found.key)? {
                 let location = live.location();
-                match self.read_at(location, &found.key, live.size, &mut buffer) {
+                buffer.resize(live.size as usize, 0);
+                match self.read_at(location, &found.key, &mut buffer) {
                     Ok(()) => {
                         verified.keys += 1;
                         verified.bytes += u64::from(live.size);

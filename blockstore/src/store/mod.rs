@@ -14,6 +14,7 @@ use std::{
 };
 
 use crate::{
+    buffer::Buffer,
     disk::{Clock, Disk, Entropy, OsClock, OsDisk, OsEntropy},
     error::{Error, ErrorKind, Result},
     ground::{Ground, PlainGround},
@@ -233,8 +234,8 @@ impl Store {
         self.submit(ops, atomic)?.wait()
     }
 
-    /// Reads a value into `buffer` (replaced); `NotFound` where the key is absent or has expired.
-    pub fn get(&self, key: &[u8], buffer: &mut Vec<u8>) -> Result<Meta> {
+    /// Reads a value into `buffer` (replaced); `NotFound` where the key is absent or has expired, `TooLarge` where the buffer has no room.
+    pub fn get(&self, key: &[u8], buffer: &mut dyn Buffer) -> Result<Meta> {
         self.core.get(key, buffer)
     }
 

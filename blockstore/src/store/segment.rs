@@ -256,21 +256,18 @@ impl SegmentFiles {
         Ok((got == payload.len() && crc32(&payload) == header.payload_crc).then_some(payload))
     }
 
-    /// Reads the value of a live key into `buffer`: one positioned read; key, tag and CRC are always checked.
+    /// Reads the value of a live key, which has the size of `value`: one positioned read; key, tag and CRC are always checked.
     pub(super) fn read_value(
         &self,
         segment: &Arc<Segment>,
         location: Location,
         key: &[u8],
-        size: u32,
-        buffer: &mut Vec<u8>,
+        value: &mut [u8],
     ) -> Result<()> {
         let file = self.file(segment)?;
         let mut head = vec![0; RECORD_HEADER_BYTES + key.len()];
-        // Only what grows is zeroed, so a caller that keeps its buffer pays nothing.
-        buffer.resize(size as usize, 0);
         let got = file
-            .read_two_at(&mut head, buffer, location.offset())
+            .read_two_at(&mut head, value, location.offset())
             .map_err(|err| Error::io(format!("read {}", segment.path.display()), err))?;
         let damaged = |what: &str| {
             Err(Error::new(
@@ -278,16 +275,17 @@ impl SegmentFiles {
                 format!("{what} at offset {} of {} is damaged", location.offset(), segment.path.display()),
             ))
         };
-        if got < head.len() + buffer.len() {
+        if got < head.len() + value.len() {
             return damaged("the end of the record");
         }
         let Some(header) = RecordHeader::decode(&segment.nonce, location.offset(), &head) else {
             return damaged("the header of the record");
         };
-        if header.kind != Kind::Put || head[RECORD_HEADER_BYTES..] != *key || header.payload_len != size {
+        if header.kind != Kind::Put || head[RECORD_HEADER_BYTES..] != *key || header.payload_len as usize != value.len()
+        {
             return damaged("the key of the record");
         }
-        if crc32(buffer) != header.payload_crc {
+        if crc32(value) != header.payload_crc {
             return damaged("the payload of the record");
         }
         Ok(())

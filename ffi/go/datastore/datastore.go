@@ -1,4 +1,5 @@
-// Package datastore is a go-datastore whose keys live in a Basalt node, reached over gRPC on the node's data socket.
+// Package datastore is a go-datastore whose keys live in a Basalt node, reached over gRPC on the node's data socket, or by another
+// Transport.
 //
 // It features: Batching, PersistentDatastore, CheckedDatastore, ScrubbedDatastore, GCDatastore and TTLDatastore; known filters and
 // orders evaluated by the node, unknown ones here; reconnection when the agent restarts, so that Kubo need not; queries that are
@@ -22,15 +23,13 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"basalt.dev/go/internal/basaltv1"
 	ds "github.com/ipfs/go-datastore"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
 )
 
 // Datastore is a view of a node: all of it, or the part below a mountpoint. Safe for use by many goroutines.
 type Datastore struct {
-	node   *Node
+	way    Transport
+	node   string // its id
 	role   string
 	mount  string // "" or "/blocks", "/pins": put before each key, taken off each result
 	closed atomic.Bool
@@ -55,15 +54,14 @@ var Mounts = map[string]string{"root": "", "blocks": "/blocks", "pins": "/pins",
 // Open opens a view of the node that cfg names; cfg.Role decides which keys it sees. Views of one node in one process share
 // their connections. It returns once the node has answered, or an error that says why not.
 func Open(ctx context.Context, cfg Config) (*Datastore, error) {
-	mount, ok := Mounts[cfg.Role]
-	if !ok {
-		return nil, &Error{Refused, "open", "", fmt.Sprintf("unknown role %q: it is root, blocks or pins", cfg.Role)}
+	if _, err := mountOf(cfg.Role); err != nil {
+		return nil, err
 	}
 	node, err := connect(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &Datastore{node: node, role: cfg.Role, mount: mount}, nil
+	return Over(node, cfg.Role)
 }
 
 // key is the node's name for a key of this view.
@@ -97,12 +95,7 @@ func (d *Datastore) Get(ctx context.Context, key ds.Key) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var value []byte
-	err = d.node.call(ctx, "get", k, func(ctx context.Context, s *session, o ...grpc.CallOption) error {
-		r, err := s.rpc.Get(ctx, &basaltv1.GetRequest{Key: k}, o...)
-		value = r.GetValue()
-		return err
-	})
+	value, err := d.way.Get(ctx, k)
 	if err != nil {
 		return nil, err
 	}
@@ -118,12 +111,7 @@ func (d *Datastore) GetSize(ctx context.Context, key ds.Key) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	size := -1
-	err = d.node.call(ctx, "get size", k, func(ctx context.Context, s *session, o ...grpc.CallOption) error {
-		r, err := s.rpc.GetSize(ctx, &basaltv1.GetSizeRequest{Key: k}, o...)
-		size = int(r.GetSize())
-		return err
-	})
+	size, err := d.way.Size(ctx, k)
 	if err != nil {
 		return -1, err
 	}
@@ -136,12 +124,7 @@ func (d *Datastore) Has(ctx context.Context, key ds.Key) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	exists := false
-	err = d.node.call(ctx, "has", k, func(ctx context.Context, s *session, o ...grpc.CallOption) error {
-		r, err := s.rpc.Has(ctx, &basaltv1.HasRequest{Key: k}, o...)
-		exists = r.GetExists()
-		return err
-	})
+	exists, err := d.way.Has(ctx, k)
 	return exists && err == nil, err
 }
 
@@ -163,29 +146,8 @@ func (d *Datastore) put(ctx context.Context, key ds.Key, value []byte, ttl time.
 	if err != nil {
 		return err
 	}
-	req := &basaltv1.PutRequest{Key: k, Value: value, TtlMs: milliseconds(ttl)}
 	d.dirty.Store(true)
-	err = d.node.call(ctx, "put", k, func(ctx context.Context, s *session, o ...grpc.CallOption) error {
-		if err := s.fits("put", k, value); err != nil {
-			return err
-		}
-		_, err := s.rpc.Put(ctx, req, o...)
-		return err
-	})
-	if err == nil {
-		d.node.deletes.put(nil, k)
-	}
-	return err
-}
-
-// fits refuses a value that the node would refuse, before it is sent.
-func (s *session) fits(op, key string, value []byte) error {
-	limit := s.hello.ValueBytesMax
-	if limit > 0 && uint64(len(value)) > limit {
-		return &Error{TooLarge, op, key, fmt.Sprintf(
-			"the value has %d bytes, the node takes at most %d (the limit is in the node's config; see `basalt config`)", len(value), limit)}
-	}
-	return nil
+	return d.way.Put(ctx, k, value, milliseconds(ttl))
 }
 
 func milliseconds(d time.Duration) int64 {
@@ -199,26 +161,10 @@ func (d *Datastore) Delete(ctx context.Context, key ds.Key) error {
 		return err
 	}
 	d.dirty.Store(true)
-	t := d.node.deletes.begin(k)
-	defer d.node.deletes.end(t, k)
-	tried := false
-	err = d.node.call(ctx, "delete", k, func(ctx context.Context, s *session, o ...grpc.CallOption) error {
-		if tried && d.node.deletes.overtaken(t) {
-			return outcomeUnknown("delete", k)
-		}
-		tried = true
-		_, err := s.rpc.Delete(ctx, &basaltv1.DeleteRequest{Key: k}, o...)
+	if err := d.way.Delete(ctx, k); err != ds.ErrNotFound {
 		return err
-	})
-	if err == ds.ErrNotFound {
-		return nil
 	}
-	return err
-}
-
-func outcomeUnknown(op, key string) error {
-	return &Error{Unavailable, op, key,
-		"outcome unknown: the agent went away during the call, and the key was put again since; look at it before you delete again"}
+	return nil
 }
 
 // Sync returns when everything under prefix that was put or deleted before is on stable storage.
@@ -236,10 +182,7 @@ func (d *Datastore) sync(ctx context.Context, prefix string) error {
 		// Before the call: what is written while it runs is dirty again.
 		d.dirty.Store(false)
 	}
-	err := d.node.call(ctx, "sync", prefix, func(ctx context.Context, s *session, o ...grpc.CallOption) error {
-		_, err := s.rpc.Sync(ctx, &basaltv1.SyncRequest{Prefix: prefix}, o...)
-		return err
-	})
+	err := d.way.Sync(ctx, prefix)
 	if err != nil {
 		d.dirty.Store(true)
 	}
@@ -255,57 +198,35 @@ func (d *Datastore) DiskUsage(ctx context.Context) (uint64, error) {
 	if d.secondary() {
 		return 0, nil
 	}
-	var bytes uint64
-	err := d.node.call(ctx, "disk usage", "", func(ctx context.Context, s *session, o ...grpc.CallOption) error {
-		r, err := s.rpc.DiskUsage(ctx, &basaltv1.DiskUsageRequest{}, o...)
-		bytes = r.GetBytes()
-		return err
-	})
-	return bytes, err
+	return d.way.DiskUsage(ctx)
 }
 
 // secondary says whether figures and chores of the whole node are another view's business.
-func (d *Datastore) secondary() bool { return d.role == "pins" && d.node.others(d.role) }
+func (d *Datastore) secondary() bool { return d.role == "pins" && views.others(d.node, d.role) }
 
 // Check makes the node check its own state (index against log); corruption is an error that says where.
 func (d *Datastore) Check(ctx context.Context) error {
-	return d.chore(ctx, "check", func(ctx context.Context, s *session, o ...grpc.CallOption) error {
-		_, err := s.rpc.Check(ctx, &basaltv1.CheckRequest{}, o...)
-		return err
-	})
+	return d.chore(ctx, "check", d.way.Check)
 }
 
 // Scrub makes the node read everything back against its checksums. It takes as long as that takes.
 func (d *Datastore) Scrub(ctx context.Context) error {
-	return d.chore(ctx, "scrub", func(ctx context.Context, s *session, o ...grpc.CallOption) error {
-		_, err := s.rpc.Scrub(ctx, &basaltv1.ScrubRequest{}, o...)
-		return err
-	})
+	return d.chore(ctx, "scrub", d.way.Scrub)
 }
 
 // CollectGarbage makes the node give back the space of what was deleted.
 func (d *Datastore) CollectGarbage(ctx context.Context) error {
-	return d.chore(ctx, "collect garbage", func(ctx context.Context, s *session, o ...grpc.CallOption) error {
-		_, err := s.rpc.CollectGarbage(ctx, &basaltv1.CollectGarbageRequest{}, o...)
-		return err
-	})
+	return d.chore(ctx, "collect garbage", d.way.CollectGarbage)
 }
 
-func (d *Datastore) chore(ctx context.Context, op string, f func(context.Context, *session, ...grpc.CallOption) error) error {
+func (d *Datastore) chore(ctx context.Context, op string, f func(context.Context) error) error {
 	if err := d.open(op); err != nil {
 		return err
 	}
 	if d.secondary() {
 		return nil
 	}
-	// These may take hours, so a cancelled caller ends them at once.
-	return d.node.try(ctx, op, "", func(ctx context.Context, s *session) fault {
-		var trailer metadata.MD
-		if err := f(ctx, s, grpc.Trailer(&trailer)); err != nil {
-			return judge(ctx, op, "", err, trailer, s.broken.Load())
-		}
-		return fault{}
-	})
+	return f(ctx)
 }
 
 // SetTTL lets key expire when ttl has passed from now. Not for blocks: ErrUnsupported.
@@ -318,10 +239,7 @@ func (d *Datastore) SetTTL(ctx context.Context, key ds.Key, ttl time.Duration) e
 		return &Error{InvalidValue, "set ttl", k, fmt.Sprintf("ttl %s: it must be above zero", ttl)}
 	}
 	d.dirty.Store(true)
-	return d.node.call(ctx, "set ttl", k, func(ctx context.Context, s *session, o ...grpc.CallOption) error {
-		_, err := s.rpc.SetTTL(ctx, &basaltv1.SetTTLRequest{Key: k, TtlMs: milliseconds(ttl)}, o...)
-		return err
-	})
+	return d.way.SetTTL(ctx, k, milliseconds(ttl))
 }
 
 // GetExpiration returns when key expires, to the millisecond; the zero time if never.
@@ -330,12 +248,7 @@ func (d *Datastore) GetExpiration(ctx context.Context, key ds.Key) (time.Time, e
 	if err != nil {
 		return time.Time{}, err
 	}
-	var at int64
-	err = d.node.call(ctx, "get expiration", k, func(ctx context.Context, s *session, o ...grpc.CallOption) error {
-		r, err := s.rpc.GetExpiration(ctx, &basaltv1.GetExpirationRequest{Key: k}, o...)
-		at = r.GetExpiresUnixMs()
-		return err
-	})
+	at, err := d.way.Expiration(ctx, k)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -364,25 +277,15 @@ func (d *Datastore) Close() error {
 			err = fmt.Errorf("closing: what was written last may not be on stable storage: %w", err)
 		}
 	}
-	d.node.release(d.role)
+	views.add(d.node, d.role, -1)
+	if closeErr := d.way.Close(); err == nil {
+		err = closeErr
+	}
 	return err
 }
 
-// NodeID returns the id of the node behind this view, Durability its class, as the agent said at the last handshake.
-func (d *Datastore) NodeID() string { return d.hello().GetNodeId() }
+// NodeID returns the id of the node behind this view, Durability its class, as the node said at the last handshake.
+func (d *Datastore) NodeID() string { return d.node }
 
 // Durability returns the node's durability class: "strict", "ordered" or "relaxed".
-func (d *Datastore) Durability() string { return d.hello().GetDurability() }
-
-func (d *Datastore) hello() *basaltv1.HandshakeResponse {
-	for i := range d.node.slots {
-		sl := &d.node.slots[i]
-		sl.mu.Lock()
-		s := sl.current
-		sl.mu.Unlock()
-		if s != nil {
-			return s.hello
-		}
-	}
-	return nil
-}
+func (d *Datastore) Durability() string { return d.way.Hello().GetDurability() }

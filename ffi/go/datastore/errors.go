@@ -15,10 +15,11 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Kind says what a caller can do about an error. All but Away and Unknown are the node's own names.
+// Kind says what a caller can do about an error. All but Away, Panicked and Unknown are the node's own names.
 type Kind string
 
-// The kinds that a node reports, and two that only the client knows: Away (no agent answers) and Unknown (an error without a kind).
+// The kinds that a node reports, and those that only the client knows: Away (no agent answers), Panicked (the node in this process
+// did; the outcome is unknown) and Unknown (an error without a kind).
 const (
 	NotFound     Kind = "NotFound"
 	NoSpace      Kind = "NoSpace"
@@ -34,6 +35,7 @@ const (
 	Closed       Kind = "Closed"
 	IO           Kind = "Io"
 	Refused      Kind = "Refused"
+	Panicked     Kind = "Panicked"
 	Away         Kind = "Away"
 	Unknown      Kind = "Unknown"
 )
@@ -83,6 +85,8 @@ var (
 	ErrRefused      = &Error{Kind: Refused}
 	ErrAway         = &Error{Kind: Away}
 	ErrClosed       = &Error{Kind: Closed}
+	ErrLocked       = &Error{Kind: Locked}
+	ErrPanicked     = &Error{Kind: Panicked}
 )
 
 // kindTrailer is the name of the trailer that carries a Kind.

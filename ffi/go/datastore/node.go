@@ -82,9 +82,7 @@ type Node struct {
 	deletes deletes
 	outage  atomic.Bool // the agent was found away, and that was logged once
 
-	mu     sync.Mutex
-	roles  map[string]int // open views by role
-	refs   int
+	refs   int // guarded by pool
 	closed atomic.Bool
 }
 
@@ -129,17 +127,14 @@ func connect(ctx context.Context, cfg Config) (*Node, error) {
 	pool.Lock()
 	n := pool.nodes[name]
 	if n == nil {
-		n = &Node{cfg: cfg, slots: make([]slot, cfg.Connections), roles: map[string]int{}}
+		n = &Node{cfg: cfg, slots: make([]slot, cfg.Connections)}
 		pool.nodes[name] = n
 	}
-	n.mu.Lock()
 	n.refs++
-	n.roles[cfg.Role]++
-	n.mu.Unlock()
 	pool.Unlock()
 
 	if err := n.open(ctx); err != nil {
-		n.release(cfg.Role)
+		n.Close()
 		return nil, err
 	}
 	return n, nil
@@ -181,17 +176,13 @@ type startFailed struct{ error }
 
 func (e startFailed) Unwrap() error { return e.error }
 
-// release gives back what connect took; the last one closes the connections.
-func (n *Node) release(role string) {
+// Close gives back what connect took; the last one closes the connections.
+func (n *Node) Close() error {
 	pool.Lock()
 	defer pool.Unlock()
-	n.mu.Lock()
 	n.refs--
-	n.roles[role]--
-	last := n.refs == 0
-	n.mu.Unlock()
-	if !last {
-		return
+	if n.refs > 0 {
+		return nil
 	}
 	for name, other := range pool.nodes {
 		if other == n {
@@ -208,18 +199,7 @@ func (n *Node) release(role string) {
 		}
 		sl.mu.Unlock()
 	}
-}
-
-// others says whether a view other than one of `role` is open: figures and chores of the whole node are then its business.
-func (n *Node) others(role string) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for r, count := range n.roles {
-		if r != role && count > 0 {
-			return true
-		}
-	}
-	return false
+	return nil
 }
 
 // call runs f on a connection, and again on a new one while the connection is lost under it, for at most the configured time.

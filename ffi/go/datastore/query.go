@@ -6,7 +6,6 @@ package datastore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
@@ -16,7 +15,6 @@ import (
 	"basalt.dev/go/internal/basaltv1"
 	ds "github.com/ipfs/go-datastore"
 	"github.com/ipfs/go-datastore/query"
-	"google.golang.org/grpc"
 )
 
 // Query runs q. It returns once the node has begun to answer, so that a query that can't run is an error here and not in the
@@ -32,13 +30,12 @@ func (d *Datastore) Query(ctx context.Context, q query.Query) (query.Results, er
 	if err != nil {
 		return nil, err
 	}
-	live, cancel := context.WithCancel(context.Background())
-	s := &stream{d: d, req: req, q: q, ctx: live, cancel: cancel}
-	if err := s.begin(ctx); err != nil {
-		cancel()
+	answer, err := d.way.Query(ctx, req)
+	if err != nil {
 		return nil, err
 	}
-	return query.NaiveQueryApply(rest, query.ResultsFromIterator(q, query.Iterator{Next: s.next, Close: s.close})), nil
+	r := &reader{d: d, q: q, answer: answer}
+	return query.NaiveQueryApply(rest, query.ResultsFromIterator(q, query.Iterator{Next: r.next, Close: answer.Close})), nil
 }
 
 // plan splits a query into the part that the node does and the rest, which is done here.
@@ -156,183 +153,55 @@ func order(o query.Order, keysOnly bool) basaltv1.Order {
 	return basaltv1.Order_ORDER_UNSPECIFIED
 }
 
-// stream is the node's half of a query being read.
-type stream struct {
+// reader hands an answer out, in the view's keys.
+type reader struct {
 	d      *Datastore
-	req    *basaltv1.QueryRequest
 	q      query.Query
-	ctx    context.Context // of the stream; ends with Close
-	cancel context.CancelFunc
-	closed atomic.Bool
-
-	on      atomic.Pointer[hold]
-	recv    grpc.ServerStreamingClient[basaltv1.QueryResponse]
-	entries []*basaltv1.Entry
-	last    string // the last key handed out, in the node's terms
-	done    bool   // all was received, or an error handed out
-}
-
-// hold is the rpc in progress and the connection that it keeps.
-type hold struct {
-	session *session
-	stop    context.CancelFunc
-}
-
-// resumable says whether the node can go on after a given key.
-func (s *stream) resumable() bool {
-	return len(s.req.Orders) == 0 && s.req.Offset == 0 && s.req.Limit == 0
-}
-
-// begin sends the query, on a new connection if need be, and waits for the first chunk of the answer. The caller's ctx holds until then.
-func (s *stream) begin(ctx context.Context) error {
-	n := s.d.node
-	return n.try(ctx, "query", s.req.Prefix, func(ctx context.Context, on *session) fault {
-		rpc, stop := context.WithCancel(s.ctx)
-		asked, end := patient(ctx)
-		unbind := context.AfterFunc(asked, stop)
-		recv, err := on.rpc.Query(rpc, s.req)
-		var chunk *basaltv1.QueryResponse
-		if err == nil {
-			chunk, err = recv.Recv()
-		}
-		unbind()
-		end()
-		if err == io.EOF {
-			stop()
-			return fault{err: s.cut(errors.New("it ended without saying that it is complete"))}
-		}
-		if err != nil {
-			var ft fault
-			if recv != nil {
-				ft = judge(ctx, "query", s.req.Prefix, err, recv.Trailer(), on.broken.Load())
-			} else {
-				ft = judge(ctx, "query", s.req.Prefix, err, nil, on.broken.Load())
-			}
-			stop()
-			if s.closed.Load() {
-				return fault{err: context.Canceled}
-			}
-			return ft
-		}
-		on.inflight.Add(1) // until finish
-		s.recv = recv
-		s.on.Store(&hold{on, stop})
-		s.take(chunk)
-		if s.closed.Load() {
-			s.finish()
-		}
-		return fault{}
-	})
-}
-
-func (s *stream) take(chunk *basaltv1.QueryResponse) {
-	s.entries = chunk.Entries
-	if chunk.Complete {
-		s.done = true
-		s.finish()
-	}
-}
-
-// finish lets go of the connection.
-func (s *stream) finish() {
-	if h := s.on.Swap(nil); h != nil {
-		h.stop()
-		h.session.leave()
-	}
-}
-
-func (s *stream) cut(cause error) error {
-	return &Error{Unavailable, "query", s.req.Prefix, fmt.Sprintf("the answer was cut, the list is not complete: %v", cause)}
+	answer Cursor
+	done   atomic.Bool
 }
 
 // next hands out one entry, or an error as the last result.
-func (s *stream) next() (query.Result, bool) {
-	for {
-		if s.closed.Load() {
-			return query.Result{}, false
-		}
-		if len(s.entries) > 0 {
-			e := s.entries[0]
-			s.entries[0] = nil
-			s.entries = s.entries[1:]
-			s.last = e.Key
-			return s.result(e)
-		}
-		if s.done {
-			return query.Result{}, false
-		}
-		if err := s.more(); err != nil {
-			s.done = true
-			s.finish()
-			if s.closed.Load() {
-				return query.Result{}, false
-			}
-			return query.Result{Error: err}, true
-		}
+func (r *reader) next() (query.Result, bool) {
+	if r.done.Load() {
+		return query.Result{}, false
 	}
-}
-
-// more receives the next chunk, or resumes on a new connection.
-func (s *stream) more() error {
-	h := s.on.Load()
-	if h == nil {
-		return context.Canceled // closed meanwhile
-	}
-	chunk, err := s.recv.Recv()
+	e, err := r.answer.Next()
 	if err == nil {
-		s.take(chunk)
-		return nil
+		var result query.Result
+		if result, err = r.result(e); err == nil {
+			return result, true
+		}
 	}
+	r.done.Store(true)
+	r.answer.Close()
 	if err == io.EOF {
-		return s.cut(errors.New("it ended without saying that it is complete"))
+		return query.Result{}, false
 	}
-	ft := judge(s.ctx, "query", s.req.Prefix, err, s.recv.Trailer(), h.session.broken.Load())
-	if !ft.lost {
-		return ft.err
-	}
-	if !s.resumable() {
-		return s.cut(fmt.Errorf("the agent went away in its midst (%v), and a query with orders, offset or limit can't be resumed; run it again", ft.err))
-	}
-	s.d.node.retire(h.session)
-	s.finish()
-	if s.last != "" {
-		s.req.After = &s.last
-	}
-	return s.begin(s.ctx)
+	return query.Result{Error: err}, true
 }
 
 // result translates an entry to the view's keys.
-func (s *stream) result(e *basaltv1.Entry) (query.Result, bool) {
+func (r *reader) result(e *basaltv1.Entry) (query.Result, error) {
 	key := e.Key
-	if m := s.d.mount; m != "" {
+	if m := r.d.mount; m != "" {
 		if len(key) <= len(m) || key[:len(m)] != m || key[len(m)] != '/' {
-			s.done = true
-			s.entries = nil
-			s.finish()
-			return query.Result{Error: &Error{Unknown, "query", s.req.Prefix, fmt.Sprintf("the node answered with key %q outside the prefix", key)}}, true
+			return query.Result{}, &Error{Unknown, "query", m, fmt.Sprintf("the node answered with key %q outside the prefix", key)}
 		}
 		key = key[len(m):]
 	}
-	r := query.Result{Entry: query.Entry{Key: key, Size: int(e.Size)}}
-	if !s.q.KeysOnly {
-		r.Value = e.Value
-		if r.Value == nil {
-			r.Value = []byte{}
+	result := query.Result{Entry: query.Entry{Key: key, Size: int(e.Size)}}
+	if !r.q.KeysOnly {
+		result.Value = e.Value
+		if result.Value == nil {
+			result.Value = []byte{}
 		}
-		r.Size = len(r.Value)
+		result.Size = len(result.Value)
 	}
-	if s.q.ReturnExpirations {
-		r.Expiration = expirationOf(e)
+	if r.q.ReturnExpirations {
+		result.Expiration = expirationOf(e)
 	}
-	return r, true
+	return result, nil
 }
 
 func expirationOf(e *basaltv1.Entry) time.Time { return expiration(e.ExpiresUnixMs) }
-
-// close ends the query early; it may be called more than once, and while next runs.
-func (s *stream) close() error {
-	s.closed.Store(true)
-	s.cancel()
-	s.finish()
-	return nil
-}

@@ -32,18 +32,35 @@ type repo struct {
 	env  []string
 }
 
-func bare(t *testing.T) *repo {
+// flavour is how the program reaches the node.
+type flavour struct{ env, program string }
+
+var (
+	overAgent = flavour{"IPFS_BIN", "ipfs"}
+	inProcess = flavour{"IPFS_FFI_BIN", "ipfs-ffi"}
+)
+
+func bare(t *testing.T) *repo { return overAgent.bare(t) }
+
+func made(t *testing.T, profile string) *repo { return overAgent.made(t, profile) }
+
+func (f flavour) bare(t *testing.T) *repo {
 	agenttest.Basalt(t)
 	dir := agenttest.Temp(t)
 	t.Cleanup(func() { agenttest.KillAgents(t, dir) })
-	r := &repo{t: t, bin: agenttest.Program(t, "IPFS_BIN", "ipfs"), dir: dir, path: filepath.Join(dir, "repo")}
+	r := &repo{t: t, bin: agenttest.Program(t, f.env, f.program), dir: dir, path: filepath.Join(dir, "repo")}
 	r.env = append(os.Environ(), "IPFS_PATH="+r.path, "IPFS_TELEMETRY=off")
 	return r
 }
 
-func made(t *testing.T, profile string) *repo {
-	r := bare(t)
+func (f flavour) made(t *testing.T, profile string) *repo {
+	r := f.bare(t)
 	r.run("init", "--profile=test,"+profile)
+	if f == inProcess {
+		if pids := agenttest.Agents(t, r.dir); len(pids) > 0 {
+			t.Fatalf("ipfs-ffi started agents: %v", pids)
+		}
+	}
 	return r
 }
 

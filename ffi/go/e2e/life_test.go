@@ -23,6 +23,15 @@ func each(t *testing.T, f func(t *testing.T, profile string)) {
 	}
 }
 
+// eachWay runs a test on both profiles with both programs.
+func eachWay(t *testing.T, f func(t *testing.T, way flavour, profile string)) {
+	for _, way := range []flavour{overAgent, inProcess} {
+		for _, profile := range profiles {
+			t.Run(way.program+"/"+profile, func(t *testing.T) { f(t, way, profile) })
+		}
+	}
+}
+
 func TestInitSaysWhatHoldsAtAPowerCut(t *testing.T) {
 	for profile, durability := range map[string]string{"basalt": "ordered", "basalt-blocks": "strict"} {
 		r := bare(t)
@@ -53,8 +62,8 @@ func TestDaemonInitMakesARepoToo(t *testing.T) {
 }
 
 func TestFilesOfEveryShapeComeBack(t *testing.T) {
-	each(t, func(t *testing.T, profile string) {
-		r := made(t, profile)
+	eachWay(t, func(t *testing.T, way flavour, profile string) {
+		r := way.made(t, profile)
 		data := random(1, 5<<20+123)
 		path := r.file("data", data)
 		cids := map[string]bool{}
@@ -82,8 +91,8 @@ func TestFilesOfEveryShapeComeBack(t *testing.T) {
 }
 
 func TestPinsMFSBlocksAndGarbage(t *testing.T) {
-	each(t, func(t *testing.T, profile string) {
-		r := made(t, profile)
+	eachWay(t, func(t *testing.T, way flavour, profile string) {
+		r := way.made(t, profile)
 		keep, drop := random(2, 1<<20), random(3, 1<<20)
 		kept := r.run("add", "-Q", r.file("keep", keep))
 		dropped := r.run("add", "-Q", r.file("drop", drop))
@@ -128,9 +137,13 @@ func TestPinsMFSBlocksAndGarbage(t *testing.T) {
 		}
 		r.run("pin", "add", kept)
 		r.run("repo", "verify")
+		objects := r.objects()
+		if way == inProcess {
+			r.daemon("--offline") // so that the node is open
+		}
 		st := r.node().Status()
-		if int(st.Blocks) != r.objects() {
-			t.Errorf("the node counts %d blocks, Kubo %d objects", st.Blocks, r.objects())
+		if int(st.Blocks) != objects {
+			t.Errorf("the node counts %d blocks, Kubo %d objects", st.Blocks, objects)
 		}
 		if profile == "basalt" && st.Keyspace.GetKeys() == 0 {
 			t.Error("pins and MFS root are not in the node")
@@ -139,7 +152,7 @@ func TestPinsMFSBlocksAndGarbage(t *testing.T) {
 }
 
 func TestADagExportedHereIsImportedThere(t *testing.T) {
-	from, to := made(t, "basalt"), made(t, "basalt-blocks")
+	from, to := inProcess.made(t, "basalt"), made(t, "basalt-blocks")
 	for i := range 50 {
 		from.file(fmt.Sprintf("tree/%d/%d", i%5, i), random(uint64(i), i*1000))
 	}
@@ -148,7 +161,7 @@ func TestADagExportedHereIsImportedThere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, there := range []*repo{to, made(t, "basalt")} {
+	for _, there := range []*repo{to, inProcess.made(t, "basalt")} {
 		there.feed([]byte(car), "dag", "import")
 		if !there.pinned()[root] {
 			t.Error("the imported root is not pinned")
@@ -166,8 +179,8 @@ func TestADagExportedHereIsImportedThere(t *testing.T) {
 }
 
 func TestADaemonFindsEverythingAfterItsRestart(t *testing.T) {
-	each(t, func(t *testing.T, profile string) {
-		r := made(t, profile)
+	eachWay(t, func(t *testing.T, way flavour, profile string) {
+		r := way.made(t, profile)
 		d := r.daemon("--offline")
 		data := random(4, 3<<20)
 		cid := r.run("add", "-Q", r.file("data", data))
@@ -188,8 +201,8 @@ func TestADaemonFindsEverythingAfterItsRestart(t *testing.T) {
 
 // With the network on (loopback only), Kubo opens and removes its provider keystores beside the node.
 func TestAnOnlineDaemonKeepsItsKeystoresBesideTheNode(t *testing.T) {
-	each(t, func(t *testing.T, profile string) {
-		r := made(t, profile)
+	eachWay(t, func(t *testing.T, way flavour, profile string) {
+		r := way.made(t, profile)
 		data := random(5, 1<<20)
 		var cid string
 		for range 2 {

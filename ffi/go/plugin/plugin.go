@@ -42,7 +42,8 @@ const Version = "0.1.0"
 // Plugin is what a Kubo loads.
 var Plugin kuboplugin.Plugin = basalt{}
 
-// Native opens a node in this process; the FFI flavour of ipfs sets it, and then lane "auto" means it.
+// Native opens a node in this process; the FFI flavour of ipfs sets it, and then lane "auto" means it. An agent that was autostarted
+// hands the node over; where another process has it and stays, the error is a datastore.ErrLocked, and lane "auto" means that process.
 var Native func(path, node, role string) (repo.Datastore, error)
 
 type basalt struct{}
@@ -168,8 +169,25 @@ func (c *spec) Create(base string) (repo.Datastore, error) {
 		}
 	}
 	if Native != nil && c.lane != "grpc" {
-		return Native(path, c.node, c.role)
+		if err := c.vet(path); err != nil {
+			return nil, err
+		}
+		d, err := Native(path, c.node, c.role)
+		if err == nil || c.lane == "ffi" || !errors.Is(err, datastore.ErrLocked) {
+			return d, err
+		}
+		d, grpcErr := c.remote(base, path)
+		if grpcErr != nil {
+			return nil, errors.Join(err, grpcErr)
+		}
+		return d, nil
 	}
+	return c.remote(base, path)
+}
+
+// remote opens the view through whoever serves the node's data socket.
+func (c *spec) remote(base, path string) (repo.Datastore, error) {
+	var err error
 	var sockets []string
 	if c.socket != "" {
 		socket, err := c.resolve(base, c.socket)
@@ -190,19 +208,31 @@ func (c *spec) Create(base string) (repo.Datastore, error) {
 	}
 	if c.autostart {
 		cfg.Start = func(ctx context.Context) error {
-			if !c.there(path) {
-				return fmt.Errorf("basalt: this repo's data is in node %s in %s, but no node is there. Is its file system mounted? "+
-					"Did the folder move (then set \"path\" in Datastore.Spec)? Only if the repo is new and holds nothing yet, make it: "+
-					"basalt init --node-id %s %s", c.node, path, c.node, path)
-			}
-			if id, err := autostart.NodeID(path); err == nil && id != c.node {
-				return &datastore.Error{Kind: datastore.Refused, Op: "open", Message: fmt.Sprintf(
-					"%s is node %s, but this repo belongs to node %s. Point \"path\" in Datastore.Spec at the folder of node %s", path, id, c.node, c.node)}
+			if err := c.vet(path); err != nil {
+				return err
 			}
 			return autostart.Agent{Node: path, Sockets: sockets}.Start(ctx)
 		}
 	}
-	return datastore.Open(context.Background(), cfg)
+	d, err := datastore.Open(context.Background(), cfg)
+	if err != nil {
+		return nil, err // and no interface that holds a nil pointer
+	}
+	return d, nil
+}
+
+// vet says what is wrong with a folder that is not this repo's node.
+func (c *spec) vet(path string) error {
+	if !c.there(path) {
+		return fmt.Errorf("basalt: this repo's data is in node %s in %s, but no node is there. Is its file system mounted? "+
+			"Did the folder move (then set \"path\" in Datastore.Spec)? Only if the repo is new and holds nothing yet, make it: "+
+			"basalt init --node-id %s %s", c.node, path, c.node, path)
+	}
+	if id, err := autostart.NodeID(path); err == nil && id != c.node {
+		return &datastore.Error{Kind: datastore.Refused, Op: "open", Message: fmt.Sprintf(
+			"%s is node %s, but this repo belongs to node %s. Point \"path\" in Datastore.Spec at the folder of node %s", path, id, c.node, c.node)}
+	}
+	return nil
 }
 
 func (c *spec) resolve(base, path string) (string, error) {

@@ -14,7 +14,8 @@ use basalt_blockstore::{Durability, OnCorrupt, Options as StoreOptions};
 use basalt_datastore::Options as DatastoreOptions;
 
 pub use settings::{
-    ConfigError, Kind, Place, Problem, Setting, Settings, Value, allowed, display_bytes, reference, variable,
+    AGENT_SECTIONS, ConfigError, Kind, Place, Problem, Setting, Settings, Value, allowed, display_bytes, reference,
+    variable,
 };
 
 /// Name of the config file in a node's folder.

@@ -223,6 +223,9 @@ fn not_in_table<T>(section: &str, key: &str, found: Option<&Value>, neutral: T) 
     neutral
 }
 
+/// Sections that the agent reads from the same file. A host that does not bring their table, such as Kubo, passes over them.
+pub const AGENT_SECTIONS: &[&str] = &["log", "http", "agent"];
+
 struct Check<'a> {
     text: &'a str,
     tables: &'a [&'static [Setting]],
@@ -254,6 +257,9 @@ impl<'a> Check<'a> {
             let place = self.line(name.span().start);
             let known: Vec<_> = self.settings().filter(|setting| setting.section == section).collect();
             if known.is_empty() {
+                if AGENT_SECTIONS.contains(&section) {
+                    continue;
+                }
                 // A key of some section that was written without its header is the commoner mistake.
                 if let Some(setting) = self.settings().find(|setting| setting.key == section) {
                     let remedy = format!("write it below a line [{}]", setting.section);

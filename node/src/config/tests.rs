@@ -139,9 +139,11 @@ fn tables_of_another_reader_are_checked_together() {
     let settings = Settings::check(text, Path::new("x"), &[SETTINGS, HOST], &|_| None).unwrap();
     assert_eq!(settings.text("log", "format"), "json");
     assert_eq!(Config::from_settings(&settings).shards, Some(3));
+    // A host that does not bring the agent's table passes over what is the agent's, and nothing else.
+    assert_eq!(Config::check(text, Path::new("x")).unwrap().shards, Some(3));
     assert_eq!(
-        problems(text),
-        ["/n/basalt.toml:1: unknown section [log]: the sections known here are limits, node, sockets, store"]
+        problems("[logs]\nformat = \"json\""),
+        ["/n/basalt.toml:1: unknown section [logs]: the sections known here are limits, node, sockets, store"]
     );
 }
 

@@ -13,7 +13,7 @@ use super::{
     status::status,
     stream::{self, Answers, Sink},
 };
-use crate::{clients::Client, node::Node};
+use crate::{clients::Client, lock::Host, node::Node};
 
 /// Keys that a step of a verification reads, so that it reports now and then.
 const VERIFY_KEYS: usize = 256;
@@ -76,6 +76,16 @@ impl admin_server::Admin for Admin {
     async fn hand_over(self: Arc<Self>, request: Request<v1::HandOverRequest>) -> Answer<v1::HandOverResponse> {
         let request = request.into_inner();
         let node = &self.node;
+        if node.host() == Host::Kubo {
+            return Err(status(Error::new(
+                ErrorKind::Locked,
+                format!(
+                    "node {} is in the process of a Kubo (pid {}), which can't go on without it: stop that Kubo",
+                    node.path().display(),
+                    std::process::id()
+                ),
+            )));
+        }
         if !node.host().hands_over() && !request.force {
             return Err(status(Error::new(
                 ErrorKind::Locked,

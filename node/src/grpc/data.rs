@@ -5,28 +5,24 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use basalt_datastore::{BatchOp, Compare, Datastore, Error, ErrorKind, Filter, Key, Order, Query, Ticket};
+use basalt_datastore::{BatchOp, Datastore, Error, ErrorKind, Key, Ticket};
 use basalt_proto::v1::{self, batch_operation::Operation, datastore_server};
-use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    CHUNK_BYTES, FEATURES, PROTOCOL_MAX, PROTOCOL_MIN, blocking, settled,
+    CHUNK_BYTES, blocking, settled,
     status::status,
     stream::{self, Answers},
 };
 use crate::{
     clients::{Connection, Introduction},
-    layout::State,
     node::Node,
+    query::parse_key,
 };
 
 /// Most entries of one chunk of a query, so that a chunk of keys alone stays near [`CHUNK_BYTES`].
 const CHUNK_ENTRIES: usize = 8192;
-
-/// The role of a client that fills a node which is marked as migrating.
-const ROLE_MIGRATE: &str = "migrate";
 
 /// The data service of one node.
 #[derive(Debug)]
@@ -65,13 +61,7 @@ impl Data {
 type Answer<T> = Result<Response<T>, Status>;
 
 fn key(text: &str) -> Result<Key, Status> {
-    if text.is_empty() {
-        return Err(status(Error::new(
-            ErrorKind::InvalidKey,
-            "the key is empty: a key is absolute, as in /blocks/CIQ...",
-        )));
-    }
-    Key::new(text).map_err(status)
+    parse_key(text).map_err(status)
 }
 
 fn ttl(ttl_ms: i64) -> Result<u64, Status> {
@@ -85,30 +75,7 @@ impl datastore_server::Datastore for Data {
     async fn handshake(self: Arc<Self>, request: Request<v1::HandshakeRequest>) -> Answer<v1::HandshakeResponse> {
         let connection = request.extensions().get::<Connection>().cloned();
         let said = request.into_inner();
-        let node = &self.node;
-        let protocol = negotiate(&said)?;
-        let id = node.id().as_str();
-        if !said.expect_node_id.is_empty() && said.expect_node_id != id {
-            return Err(refused(
-                ErrorKind::Format,
-                format!(
-                    "this is node {id} at {}, and {} expects node {}: mount the node that this repo was made with, or give the repo its own",
-                    node.path().display(),
-                    or(&said.client, "the client"),
-                    said.expect_node_id,
-                ),
-            ));
-        }
-        if node.state() == State::Migrating && said.role != ROLE_MIGRATE {
-            return Err(refused(
-                ErrorKind::Locked,
-                format!(
-                    "node {id} at {} is being filled by a migration that has not completed: run basalt-migrate again to complete it, or with \
-                 --rollback to go back",
-                    node.path().display(),
-                ),
-            ));
-        }
+        let answer = self.node.shake_hands(&said).map_err(status)?;
         if let Some(connection) = connection {
             let peer = connection.peer();
             tracing::info!(
@@ -116,21 +83,12 @@ impl datastore_server::Datastore for Data {
                 role = said.role,
                 pid = peer.pid,
                 uid = peer.uid,
-                protocol,
+                protocol = answer.protocol,
                 "client connected"
             );
-            connection.introduce(Introduction { name: short(said.client), role: short(said.role) });
+            connection.introduce(Introduction::of(said));
         }
-        Ok(Response::new(v1::HandshakeResponse {
-            protocol,
-            server: format!("basalt {}", env!("CARGO_PKG_VERSION")),
-            node_id: id.to_owned(),
-            incarnation: Bytes::copy_from_slice(node.incarnation()),
-            features: FEATURES.iter().map(|feature| (*feature).to_owned()).collect(),
-            durability: node.config().datastore.durability.name().to_owned(),
-            value_bytes_max: node.config().datastore.store.value_bytes_max as u64,
-            read_only: node.is_read_only(),
-        }))
+        Ok(Response::new(answer))
     }
 
     async fn get(self: Arc<Self>, request: Request<v1::GetRequest>) -> Answer<v1::GetResponse> {
@@ -199,7 +157,7 @@ impl datastore_server::Datastore for Data {
         let request = request.into_inner();
         let expirations = request.return_expirations;
         let sizes = request.returns_sizes || !request.keys_only;
-        let query = query(request)?;
+        let query = crate::query::parse(request).map_err(status)?;
         let datastore = self.datastore().clone();
         let chunks = stream::produce(&self.queries, move |sink| {
             let mut cursor = datastore.query(query)?;
@@ -272,37 +230,6 @@ impl datastore_server::Datastore for Data {
     }
 }
 
-fn refused(kind: ErrorKind, message: String) -> Status {
-    status(Error::new(kind, message))
-}
-
-fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
-    if text.is_empty() { otherwise } else { text }
-}
-
-/// What a client says of itself is kept as long as it is connected, so not more of it than anybody needs.
-fn short(text: String) -> String {
-    text.chars().take(128).collect()
-}
-
-/// The highest protocol that both speak. A client that names none speaks the first.
-fn negotiate(said: &v1::HandshakeRequest) -> Result<u32, Status> {
-    let (min, max) = (said.protocol_min.max(1), said.protocol_max.max(1));
-    let common = max.min(PROTOCOL_MAX);
-    if common >= min.max(PROTOCOL_MIN) {
-        return Ok(common);
-    }
-    let older = if max < PROTOCOL_MIN { or(&said.client, "the client") } else { "basalt on the node" };
-    Err(refused(
-        ErrorKind::Format,
-        format!(
-            "{} speaks protocols {min} to {max}, this node (basalt {}) speaks {PROTOCOL_MIN} to {PROTOCOL_MAX}: upgrade {older}",
-            or(&said.client, "the client"),
-            env!("CARGO_PKG_VERSION"),
-        ),
-    ))
-}
-
 /// Counts a batch while it is being received, so that all batches together stay within their memory.
 struct Receiving<'a> {
     data: &'a Data,
@@ -351,43 +278,4 @@ impl Drop for Receiving<'_> {
     fn drop(&mut self) {
         self.data.batch_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
-}
-
-fn query(request: v1::QueryRequest) -> Result<Query, Status> {
-    let invalid = |what: &str| {
-        status(Error::new(ErrorKind::InvalidValue, format!("the query has {what} that this node does not know")))
-    };
-    let compare = |op: i32| match v1::Compare::try_from(op) {
-        Ok(v1::Compare::Equal) => Ok(Compare::Equal),
-        Ok(v1::Compare::NotEqual) => Ok(Compare::NotEqual),
-        Ok(v1::Compare::Greater) => Ok(Compare::Greater),
-        Ok(v1::Compare::GreaterOrEqual) => Ok(Compare::GreaterOrEqual),
-        Ok(v1::Compare::Less) => Ok(Compare::Less),
-        Ok(v1::Compare::LessOrEqual) => Ok(Compare::LessOrEqual),
-        Ok(v1::Compare::Unspecified) | Err(_) => Err(invalid("a comparison")),
-    };
-    // A filter or order that is not understood must not be left out: the answer would be wrong.
-    let filter = |filter: v1::Filter| match filter.filter {
-        Some(v1::filter::Filter::KeyCompare(filter)) => Ok(Filter::Key(compare(filter.op)?, filter.key)),
-        Some(v1::filter::Filter::ValueCompare(filter)) => Ok(Filter::Value(compare(filter.op)?, filter.value.into())),
-        Some(v1::filter::Filter::KeyPrefix(prefix)) => Ok(Filter::KeyPrefix(prefix)),
-        None => Err(invalid("a filter")),
-    };
-    let order = |order: i32| match v1::Order::try_from(order) {
-        Ok(v1::Order::ByKey) => Ok(Order::Key),
-        Ok(v1::Order::ByKeyDescending) => Ok(Order::KeyDescending),
-        Ok(v1::Order::ByValue) => Ok(Order::Value),
-        Ok(v1::Order::ByValueDescending) => Ok(Order::ValueDescending),
-        Ok(v1::Order::Unspecified) | Err(_) => Err(invalid("an order")),
-    };
-    Ok(Query {
-        prefix: request.prefix,
-        filters: request.filters.into_iter().map(filter).collect::<Result<_, Status>>()?,
-        orders: request.orders.into_iter().map(order).collect::<Result<_, Status>>()?,
-        limit: request.limit,
-        offset: request.offset,
-        keys_only: request.keys_only,
-        returns_sizes: request.returns_sizes,
-        after: request.after.as_deref().map(key).transpose()?,
-    })
 }

@@ -1,6 +1,6 @@
-package datastore_test
+package conformance
 
-// Random operations on a real agent and on go-datastore's map store side by side: what one answers, the other must. A failure prints
+// Random operations on a real node and on go-datastore's map store side by side: what one answers, the other must. A failure prints
 // the seed; BASALT_SEED=n runs that one again. (go-datastore has such a comparer of its own, but as a program and not as a library.)
 
 import (
@@ -244,16 +244,16 @@ func compare(t *testing.T, real ds.Batching, blocks bool) {
 	c.compareQuery(query.Query{})
 }
 
-func TestTheNodeAnswersAsTheMapStoreDoes(t *testing.T) {
-	compare(t, agenttest.Serve(t).Open("root"), false)
+func theNodeAnswersAsTheMapStoreDoes(t *testing.T, serve Way) {
+	compare(t, serve(t, agenttest.Temp(t)).Open("root"), false)
 }
 
-func TestTheViewsOfANodeAnswerAsTheMapStoreDoes(t *testing.T) {
-	compare(t, agenttest.Serve(t).Open("pins"), false)
+func theViewsOfANodeAnswerAsTheMapStoreDoes(t *testing.T, serve Way) {
+	compare(t, serve(t, agenttest.Temp(t)).Open("pins"), false)
 }
 
-func TestBlocksAnswerAsTheMapStoreDoes(t *testing.T) {
-	n := agenttest.Serve(t, "--shards", "3")
+func blocksAnswerAsTheMapStoreDoes(t *testing.T, serve Way) {
+	n := serve(t, agenttest.Temp(t), "--shards", "3")
 	d := n.Open("blocks")
 	compare(t, d, true)
 	entries, err := d.Query(context.Background(), query.Query{KeysOnly: true})

@@ -1,6 +1,6 @@
-package datastore_test
+package conformance
 
-// go-datastore's own suite against a real agent, in every way in which a node is mounted.
+// go-datastore's own suite, in every way in which a node is mounted.
 
 import (
 	"context"
@@ -29,19 +29,19 @@ func elements(t *testing.T, count int) {
 
 const few = 20
 
-func TestSuiteOnTheWholeNode(t *testing.T) {
-	dstest.SubtestAll(t, agenttest.Serve(t).Open("root"))
+func suiteOnTheWholeNode(t *testing.T, serve Way) {
+	dstest.SubtestAll(t, serve(t, agenttest.Temp(t)).Open("root"))
 }
 
-func TestSuiteMountedAtRoot(t *testing.T) {
+func suiteMountedAtRoot(t *testing.T, serve Way) {
 	elements(t, few)
-	d := agenttest.Serve(t).Open("root")
+	d := serve(t, agenttest.Temp(t)).Open("root")
 	dstest.SubtestAll(t, mount.New([]mount.Mount{{Prefix: ds.NewKey("/"), Datastore: d}}))
 }
 
-func TestSuiteMountedAtBlocksBesideAMap(t *testing.T) {
+func suiteMountedAtBlocksBesideAMap(t *testing.T, serve Way) {
 	elements(t, few)
-	n := agenttest.Serve(t)
+	n := serve(t, agenttest.Temp(t))
 	beside := dssync.MutexWrap(ds.NewMapDatastore())
 	mounted := mount.New([]mount.Mount{
 		{Prefix: ds.NewKey("/"), Datastore: beside},
@@ -57,11 +57,10 @@ func TestSuiteMountedAtBlocksBesideAMap(t *testing.T) {
 }
 
 // On a disk's file system: where BASALT_TEST_DISK says, else the machine's place for temporary files.
-func TestSuiteOnDisk(t *testing.T) {
+func suiteOnDisk(t *testing.T, serve Way) {
 	elements(t, few)
 	base := os.Getenv("BASALT_TEST_DISK")
-	n := agenttest.Init(t, agenttest.TempIn(t, base))
-	n.Start()
+	n := serve(t, agenttest.TempIn(t, base))
 	dstest.SubtestAll(t, n.Open("root"))
 }
 
@@ -145,9 +144,9 @@ func (b *multihashedBatch) Delete(ctx context.Context, k ds.Key) error {
 	return b.Batch.Delete(ctx, b.m.key(k))
 }
 
-func TestSuiteOnTheShardsLogs(t *testing.T) {
+func suiteOnTheShardsLogs(t *testing.T, serve Way) {
 	elements(t, few)
-	n := agenttest.Serve(t, "--shards", "2")
+	n := serve(t, agenttest.Temp(t), "--shards", "2")
 	dstest.SubtestAll(t, &multihashed{Batching: n.Open("blocks"), back: map[ds.Key]ds.Key{}})
 	if st := n.Status(); st.Blocks != 0 || st.Keyspace.GetKeys() != 0 {
 		t.Errorf("the suite deleted all it put, but there are %d blocks and %d other keys", st.Blocks, st.Keyspace.GetKeys())
@@ -156,8 +155,8 @@ func TestSuiteOnTheShardsLogs(t *testing.T) {
 
 // Put, batch and delete move the shards' counters by just as much as they should, and the keyspace holds nothing: so what Get, Has,
 // GetSize and a KeysOnly query answered of the same keys came from the shards.
-func TestBlocksReachTheShardsAndNothingElse(t *testing.T) {
-	n := agenttest.Serve(t, "--shards", "2")
+func blocksReachTheShardsAndNothingElse(t *testing.T, serve Way) {
+	n := serve(t, agenttest.Temp(t), "--shards", "2")
 	m := &multihashed{Batching: n.Open("blocks"), back: map[ds.Key]ds.Key{}}
 	ctx := t.Context()
 	const count, size = 64, 1000
