@@ -51,6 +51,16 @@ func (n *Node) Size(ctx context.Context, key string) (size int, err error) {
 	return size, err
 }
 
+// Sizes implements Transport, in one hop.
+func (n *Node) Sizes(ctx context.Context, keys []string) (sizes []int64, err error) {
+	err = n.call(ctx, "get sizes", "", func(ctx context.Context, s *session, o ...grpc.CallOption) error {
+		r, err := s.rpc.GetSizes(ctx, &basaltv1.GetSizesRequest{Keys: keys}, o...)
+		sizes = r.GetSizes()
+		return err
+	})
+	return sizes, err
+}
+
 // Has implements Transport.
 func (n *Node) Has(ctx context.Context, key string) (exists bool, err error) {
 	err = n.call(ctx, "has", key, func(ctx context.Context, s *session, o ...grpc.CallOption) error {

@@ -18,6 +18,8 @@ type Transport interface {
 	Hello() *basaltv1.HandshakeResponse
 	Get(ctx context.Context, key string) ([]byte, error)
 	Size(ctx context.Context, key string) (int, error)
+	// Sizes has one size a key, in order, -1 where it is absent.
+	Sizes(ctx context.Context, keys []string) ([]int64, error)
 	Has(ctx context.Context, key string) (bool, error)
 	// Put stores a value; a ttlMs of 0 is none.
 	Put(ctx context.Context, key string, value []byte, ttlMs int64) error

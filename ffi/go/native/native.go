@@ -215,6 +215,21 @@ func (n *node) Size(_ context.Context, key string) (int, error) {
 	return int(o.value), done("get size", key, o)
 }
 
+// Sizes implements datastore.Transport. There is no hop to save.
+func (n *node) Sizes(ctx context.Context, keys []string) ([]int64, error) {
+	sizes := make([]int64, len(keys))
+	for i, key := range keys {
+		size, err := n.Size(ctx, key)
+		if err == ds.ErrNotFound {
+			size = -1
+		} else if err != nil {
+			return nil, err
+		}
+		sizes[i] = int64(size)
+	}
+	return sizes, nil
+}
+
 // Has implements datastore.Transport.
 func (n *node) Has(_ context.Context, key string) (bool, error) {
 	o := C.basalt_has(n.handle, text(key), C.size_t(len(key)))
