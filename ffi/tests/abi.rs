@@ -1,5 +1,7 @@
 //! The C ABI as a C program would use it, and as it should not.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{path::Path, ptr};
 
 use basalt_ffi::{Kind, Outcome, abi::*};
