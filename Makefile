@@ -15,10 +15,10 @@ help: ## list the targets
 need: # checks the machine; installs Debian packages where it may
 	@tools/need
 
-build: need ## build bin/basalt, bin/ipfs (the Kubo with Basalt in it, pure Go) and bin/basalt-migrate
+build: need ## build bin/basalt, bin/ipfs (pure Go), bin/ipfs-ffi and bin/basalt-migrate
 	@tools/build
 
-run: build ## start an agent and a Kubo on it, add 256 MiB, read it back, stay up
+run: build ## start an agent and a Kubo on it, add 256 MiB, read it back, stay up (FFI=1: all in one process)
 	@tools/run
 
 test: ## run all tests: Rust, Go, and `make run` in small
