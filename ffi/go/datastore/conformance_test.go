@@ -7,10 +7,12 @@ import (
 	"basalt.dev/go/internal/conformance"
 )
 
-func TestOverGRPC(t *testing.T) {
-	conformance.Run(t, func(t testing.TB, dir string, flags ...string) conformance.Node {
-		n := agenttest.Init(t, dir, flags...)
-		n.Start()
-		return n
-	})
+func overGRPC(t testing.TB, dir string, flags ...string) conformance.Node {
+	n := agenttest.Init(t, dir, flags...)
+	n.Start()
+	return n
 }
+
+func TestOverGRPC(t *testing.T) { conformance.Run(t, overGRPC) }
+
+func TestOverGRPCOnDisk(t *testing.T) { conformance.OnDisk(t, overGRPC) }

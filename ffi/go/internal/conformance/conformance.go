@@ -28,7 +28,6 @@ func Run(t *testing.T, way Way) {
 		{"SuiteOnTheWholeNode", suiteOnTheWholeNode},
 		{"SuiteMountedAtRoot", suiteMountedAtRoot},
 		{"SuiteMountedAtBlocksBesideAMap", suiteMountedAtBlocksBesideAMap},
-		{"SuiteOnDisk", suiteOnDisk},
 		{"SuiteOnTheShardsLogs", suiteOnTheShardsLogs},
 		{"BlocksReachTheShardsAndNothingElse", blocksReachTheShardsAndNothingElse},
 		{"TheNodeAnswersAsTheMapStoreDoes", theNodeAnswersAsTheMapStoreDoes},

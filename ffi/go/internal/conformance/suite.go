@@ -56,8 +56,9 @@ func suiteMountedAtBlocksBesideAMap(t *testing.T, serve Way) {
 	}
 }
 
-// On a disk's file system: where BASALT_TEST_DISK says, else the machine's place for temporary files.
-func suiteOnDisk(t *testing.T, serve Way) {
+// OnDisk runs the suite on a disk's file system: where BASALT_TEST_DISK says, else the machine's place for temporary files. Once is
+// enough: a way to a node does not know what is under it, and flushes take their time.
+func OnDisk(t *testing.T, serve Way) {
 	elements(t, few)
 	base := os.Getenv("BASALT_TEST_DISK")
 	n := serve(t, agenttest.TempIn(t, base))
