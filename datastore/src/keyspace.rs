@@ -22,6 +22,9 @@ use crate::{Key, Options};
 /// Values up to this size are kept in the index too, in bytes.
 const INLINE_BYTES_MAX: usize = 512;
 
+/// The part of the reserve that metadata leaves alone is one in so many.
+const RESERVE_SHARE: u64 = 8;
+
 /// A change of the keyspace.
 #[derive(Debug)]
 pub(crate) enum Change {
@@ -74,7 +77,10 @@ impl Keyspace {
         let store_options =
             StoreOptions { durability: options.durability, corrupt: OnCorrupt::Error, ..options.store.clone() };
         // The keyspace has no digests to hold values against. Pins and names are small, and are then read from the index alone.
-        let store_options = StoreOptions { verify_on_put: false, inline_bytes_max: INLINE_BYTES_MAX, ..store_options };
+        // On a full disk space comes back by unpinning and collecting, and unpinning writes here: metadata may go far into the reserve.
+        let reserve_bytes = store_options.reserve_bytes / RESERVE_SHARE;
+        let store_options =
+            StoreOptions { verify_on_put: false, inline_bytes_max: INLINE_BYTES_MAX, reserve_bytes, ..store_options };
         let open = if read_only { Store::open_read_only } else { Store::open };
         let store = open(dir, env, store_options)
             .map_err(|err| err.context(format_args!("open the keyspace ({})", dir.display())))?;

@@ -68,22 +68,15 @@ impl Core {
     /// See [`super::Store::submit`].
     pub(super) fn submit(self: &Arc<Self>, ops: &[Op<'_>], atomic: bool, durable: bool) -> Result<Ticket> {
         self.check_writable()?;
-        let mut puts_bytes = 0;
         for op in ops {
             let (key, value) = op.parts();
             self.check_limits(key, value)?;
-            if !op.is_delete() {
-                puts_bytes += live_bytes(key, value.len() as u32);
-            }
             if self.options.verify_on_put
                 && !op.is_delete()
                 && let Some(verifier) = self.verifier
             {
                 verifier(key, value)?;
             }
-        }
-        if puts_bytes > 0 {
-            self.check_space(puts_bytes)?;
         }
         let reduced = last_of_each_key(ops);
         let ops = reduced.as_deref().unwrap_or(ops);
@@ -129,14 +122,16 @@ impl Core {
 
         let mut records = Vec::with_capacity(ops.len());
         let mut previous = Vec::with_capacity(ops.len());
-        let mut any_put = false;
+        let mut puts_bytes = 0;
         for (i, op) in ops.iter().enumerate() {
             let (key, value) = op.parts();
             let Some(stripe) = stripes.get(&of_op[i]) else { continue };
             match self.decide(op, stripe)? {
                 Decision::Nothing(under_way) => tickets.extend(under_way),
                 Decision::Write { victim, previous: before } => {
-                    any_put |= !op.is_delete();
+                    if !op.is_delete() {
+                        puts_bytes += live_bytes(key, value.len() as u32);
+                    }
                     previous.push((of_op[i], before));
                     records.push(NewRecord {
                         kind: if op.is_delete() { Kind::Tombstone } else { Kind::Put },
@@ -154,6 +149,10 @@ impl Core {
         if records.is_empty() {
             return Ok(());
         }
+        // Only now: the Put of what is there writes nothing, and Kubo must start on a full disk to collect.
+        if puts_bytes > 0 {
+            self.check_space(puts_bytes)?;
+        }
         if atomic {
             let last = records.len() - 1;
             for record in &mut records[..last] {
@@ -161,7 +160,7 @@ impl Core {
             }
         }
         // A block's delete is acknowledged once written: what comes back after a crash is only garbage again.
-        let durable = durable || (any_put && self.options.durability == Durability::Strict);
+        let durable = durable || (puts_bytes > 0 && self.options.durability == Durability::Strict);
         let completion = Completion::new(durable);
         let reservation = self.reserve(&records, completion.clone(), |places, segment| {
             let mut applied = Vec::with_capacity(records.len());
