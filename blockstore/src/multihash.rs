@@ -50,6 +50,12 @@ impl Multihash {
         varint(&self.0).map_or(0, |(code, _)| code)
     }
 
+    /// The CIDv1 of the block as Kubo prints it, with the codec `raw`, since a multihash doesn't say which one it had: lower case base32.
+    pub fn raw_cid(&self) -> String {
+        const CIDV1_RAW: [u8; 2] = [0x01, 0x55];
+        format!("b{}", BASE32_NOPAD.encode(&[&CIDV1_RAW[..], &self.0].concat()).to_lowercase())
+    }
+
     /// The digest alone.
     pub fn digest(&self) -> &[u8] {
         varint(&self.0).and_then(|(_, rest)| varint(rest)).map_or(&[], |(_, digest)| digest)

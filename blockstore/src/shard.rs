@@ -70,6 +70,13 @@ impl Shard {
         self.store.submit(&ops, false)?.wait()
     }
 
+    /// Offers a candidate for a quarantined block, from a replica or from wherever else. It is hashed, and replaces the damaged bytes only if it is what the
+    /// multihash names; a hash function that is not known here is refused (STORE 20). Durable on return. `false`: the block is not quarantined, and
+    /// nothing was done.
+    pub fn heal(&self, key: &Multihash, candidate: &[u8]) -> Result<bool> {
+        self.store.heal(key.as_bytes(), candidate)
+    }
+
     /// Makes everything that was acknowledged before the call durable.
     pub fn sync(&self) -> Result<()> {
         self.store.sync()

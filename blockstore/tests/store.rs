@@ -12,7 +12,7 @@ use basalt_blockstore::{
     disk::sim::{Fault, Loss, SimDisk, SimRng},
     ground::{Ground, PlainGround},
     index::sim::{IndexLoss, SimEngine},
-    store::{Env, Op, Store, format},
+    store::{Env, Op, Rot, Store, format},
 };
 
 const DIR: &str = "/shard";
@@ -406,11 +406,12 @@ fn a_newer_format_is_refused_and_left_alone() {
     world.disk.install(&world.segment(1), newer.clone());
     let err = world.try_open().unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Format);
-    assert!(err.to_string().contains("version 2"), "{err}");
+    assert!(err.to_string().contains(&format!("version {}", format::VERSION + 1)), "{err}");
     assert_eq!(world.disk.contents(&world.segment(1)).unwrap(), newer);
 }
 
-/// A small store as version 1 writes it: puts, an overwrite, a tombstone, an atomic batch, an expiry, a mark, a clean close.
+/// A small store as this version writes it: puts, an overwrite, a tombstone, an atomic batch, an expiry, a flipped bit and the quarantine that says so, a
+/// mark, a clean close.
 fn golden_world() -> World {
     let world = World::new();
     let store = world.open();
@@ -426,6 +427,9 @@ fn golden_world() -> World {
             true,
         )
         .unwrap();
+    store.write(&[Op::PutIfAbsent { key: b"rotten", value: b"bytes that will rot" }], false).unwrap();
+    assert!(world.disk.flip(&world.segment(1), world.place_of(1, b"bytes that will rot"), 0));
+    assert!(store.get(b"rotten", &mut Vec::new()).unwrap_err().is_not_found());
     store.close().unwrap();
     world
 }
@@ -433,7 +437,7 @@ fn golden_world() -> World {
 #[test]
 fn segment_bytes_are_those_of_the_golden_file() {
     let bytes = golden_world().disk.contents(Path::new("/shard/seg-00000001.log")).unwrap();
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/segment-v1.bin");
+    let golden = golden_file(2);
     if std::env::var_os("BASALT_WRITE_GOLDEN").is_some() {
         std::fs::write(&golden, &bytes).unwrap();
     }
@@ -443,16 +447,26 @@ fn segment_bytes_are_those_of_the_golden_file() {
     );
 }
 
+fn golden_file(version: u16) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/segment-v{version}.bin"))
+}
+
 #[test]
-fn golden_segment_is_read() {
-    let world = World::new();
-    let golden = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/segment-v1.bin")).unwrap();
-    world.disk.install(&world.segment(1), golden);
-    let store = world.open();
-    let found = store.scan(b"", None, 10, true).unwrap();
-    let seen: Vec<_> = found.iter().map(|found| (found.key.as_slice(), found.value.as_deref().unwrap())).collect();
-    assert_eq!(seen, [(&b"name"[..], &b"expires"[..]), (b"pin", b"two")]);
-    assert_eq!(found[0].meta.expires_unix_ms, 4_000_000_000_000);
+fn golden_segments_of_all_versions_are_read() {
+    for version in 1..=format::VERSION {
+        let world = World::new();
+        world.disk.install(&world.segment(1), std::fs::read(golden_file(version)).unwrap());
+        let store = world.open();
+        let found = store.scan(b"", None, 10, true).unwrap();
+        let seen: Vec<_> = found.iter().filter_map(|one| Some((one.key.as_slice(), one.value.as_deref()?))).collect();
+        assert_eq!(seen, [(&b"name"[..], &b"expires"[..]), (b"pin", b"two")]);
+        assert_eq!(found[0].meta.expires_unix_ms, 4_000_000_000_000);
+        let quarantined = store.quarantined(None, 10).unwrap();
+        assert_eq!(quarantined.len(), usize::from(version > 1), "version {version}");
+        if let [one] = quarantined.as_slice() {
+            assert_eq!((one.key.as_slice(), one.size, one.rot), (&b"rotten"[..], 19, Rot::Payload));
+        }
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     core::{Active, Applied, ApplyOp, Core, Group, Log, live_bytes},
-    entry::{Entry, SegmentRow, checkpoint_key, entry_key, segment_key},
+    entry::{Entry, SegmentRow, checkpoint_key, entry_key, quarantine_key, segment_key},
     format::{
         Kind, RECORDS_START, RecordHeader, SEAL_PAYLOAD_BYTES, SegmentHeader, SummaryBuilder, crc32, record_bytes,
     },
@@ -404,7 +404,8 @@ impl Core {
                 for (mut group, count) in groups.into_iter().zip(counts) {
                     // A carried tombstone has a record and no operation.
                     for (i, place) in places.by_ref().take(count).enumerate() {
-                        if let Some(op) = group.ops.get(i) {
+                        // A quarantine says something of a record that stays where it is.
+                        if let Some(op) = group.ops.get(i).filter(|op| op.quarantine.is_none()) {
                             op.place.store(place.word(), Ordering::Release);
                         }
                     }
@@ -449,7 +450,7 @@ impl Core {
                 let (header, key) = read.ok_or_else(lost)?;
                 let payload = self.files.payload_of(&old.segment, offset, &header)?.ok_or_else(lost)?;
                 offset += header.record_bytes();
-                if matches!(header.kind, Kind::Put | Kind::Tombstone) {
+                if header.kind.has_key() {
                     survivors.push(Survivor { header, key, payload });
                 }
             }
@@ -550,12 +551,17 @@ impl Core {
                             sequence: op.sequence,
                             size: value.size,
                             expires_unix_ms: value.expires_unix_ms,
-                            quarantined: false,
+                            quarantined: value.quarantined,
                             inline: value.inline.as_ref().map(|inline| inline.to_vec()),
                         };
                         changes.push((entry_key(&op.key), Some(entry.encode())));
                     }
                     None => changes.push((entry_key(&op.key), None)),
+                }
+                match op.quarantine {
+                    Some(row) => changes.push((quarantine_key(&op.key), Some(row.encode()))),
+                    None if op.heals => changes.push((quarantine_key(&op.key), None)),
+                    None => {}
                 }
             }
             let dirty: Vec<u64> = rows.dirty.drain().collect();

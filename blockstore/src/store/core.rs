@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 
 use super::{
     Env, Expired, Found, Meta, Stats, Verified,
-    entry::{Checkpoint, Entry, SegmentRow, entry_key, key_of_entry},
+    entry::{Checkpoint, Entry, QuarantineRow, SegmentRow, entry_key, key_of_entry},
     format::{RECORDS_START, SummaryBuilder, record_bytes},
     location::Location,
     segment::{Segment, SegmentFiles},
@@ -107,6 +107,7 @@ pub(super) struct PendingValue {
     pub(super) size: u32,
     pub(super) expires_unix_ms: u64,
     pub(super) inline: Option<Arc<[u8]>>,
+    pub(super) quarantined: bool,
 }
 
 /// The log's end: where the next record goes, what is on its way, what waits.
@@ -180,6 +181,10 @@ pub(super) struct ApplyOp {
     pub(super) previous: Option<(Arc<AtomicU64>, u32)>,
     /// A copy made by reclaim: nothing is counted.
     pub(super) moved: bool,
+    /// The record before was quarantined.
+    pub(super) heals: bool,
+    /// The record says that the key is quarantined; its place stays what it was.
+    pub(super) quarantine: Option<QuarantineRow>,
 }
 
 /// Rows of the segments, and which the index has not heard of.
@@ -187,6 +192,8 @@ pub(super) struct ApplyOp {
 pub(super) struct Rows {
     pub(super) rows: BTreeMap<u64, SegmentRow>,
     pub(super) dirty: HashSet<u64>,
+    /// Segments that hold what compaction can't move, quarantined records above all, with their live records when it tried.
+    pub(super) stuck: HashMap<u64, u64>,
     /// Payload ranges that deletes have freed in segments that stay: location and size of the record.
     pub(super) punchable: Vec<(Location, usize, u32)>,
     pub(super) punchable_bytes: u64,
@@ -393,23 +400,28 @@ impl Core {
         live.expires_unix_ms != 0 && live.expires_unix_ms <= self.env.clock.unix_ms()
     }
 
-    fn hides(&self, live: &Live) -> bool {
-        live.quarantined && self.options.corrupt == OnCorrupt::Refetch
+    /// A key as the config wants a quarantined one to look: absent, or an error.
+    fn resolve_sound(&self, key: &[u8]) -> Result<Option<Live>> {
+        match (self.resolve(key)?, self.options.corrupt) {
+            (Some(live), OnCorrupt::Error) if live.quarantined => Err(self.quarantine_error(key)),
+            (live, _) => Ok(live.filter(|live| !live.quarantined)),
+        }
     }
 
     pub(super) fn meta(&self, key: &[u8]) -> Result<Option<Meta>> {
-        Ok(self
-            .resolve(key)?
-            .filter(|live| !self.hides(live))
-            .map(|live| Meta { size: live.size, expires_unix_ms: live.expires_unix_ms }))
+        let live = self.resolve_sound(key)?;
+        Ok(live.map(|live| Meta { size: live.size, expires_unix_ms: live.expires_unix_ms }))
     }
 
-    pub(super) fn get(&self, key: &[u8], buffer: &mut dyn Buffer) -> Result<Meta> {
+    pub(super) fn get(self: &Arc<Self>, key: &[u8], buffer: &mut dyn Buffer) -> Result<Meta> {
         let mut before = None;
         loop {
-            let Some(live) = self.resolve(key)?.filter(|live| !self.hides(live)) else {
-                buffer.room(0);
-                return Err(Error::not_found());
+            let live = match self.resolve_sound(key) {
+                Ok(Some(live)) => live,
+                other => {
+                    buffer.room(0);
+                    return Err(other.err().unwrap_or_else(Error::not_found));
+                }
             };
             let meta = Meta { size: live.size, expires_unix_ms: live.expires_unix_ms };
             let Some(room) = buffer.room(live.size as usize) else {
@@ -433,7 +445,7 @@ impl Core {
             if err.kind() != ErrorKind::Corrupt {
                 return Err(err);
             }
-            self.quarantine(key, location, &err)?;
+            self.quarantine(key, location, None, &err.to_string());
             return match self.options.corrupt {
                 OnCorrupt::Refetch => Err(Error::not_found()),
                 OnCorrupt::Error => Err(err),
@@ -454,29 +466,6 @@ impl Core {
             ));
         };
         self.files.read_value(&segment, location, key, value)
-    }
-
-    /// Remembers that a key's bytes are damaged (STORE 19). It stays counted, enumerated and deletable.
-    pub(super) fn quarantine(&self, key: &[u8], location: Location, err: &Error) -> Result<()> {
-        tracing::error!(key = %hex(key), %err, "damaged bytes found");
-        if self.read_only {
-            return Ok(());
-        }
-        let stripe = self.stripe(self.stripe_of(key));
-        if stripe.contains_key(key) {
-            return Ok(());
-        }
-        let index_key = entry_key(key);
-        let Some(bytes) = self.index()?.get(&index_key)? else { return Ok(()) };
-        let mut entry = Entry::decode(&bytes)?;
-        if entry.location != location || entry.quarantined {
-            return Ok(());
-        }
-        entry.quarantined = true;
-        self.index()?.write(&[(index_key, Some(entry.encode()))])?;
-        self.quarantined.fetch_add(1, Ordering::Relaxed);
-        drop(stripe);
-        Ok(())
     }
 
     /// A page of keys in byte order. Pending writes are looked at first: what is applied meanwhile is then in the index for sure.
@@ -552,7 +541,13 @@ impl Core {
     }
 
     /// A page of live keys in byte order.
-    pub(super) fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize, values: bool) -> Result<Vec<Found>> {
+    pub(super) fn scan(
+        self: &Arc<Self>,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+        values: bool,
+    ) -> Result<Vec<Found>> {
         let found = self.page(prefix, after, limit, |live| !self.expired(live))?;
         let mut out = Vec::with_capacity(found.len());
         for (key, live) in found {
@@ -587,13 +582,17 @@ impl Core {
     }
 
     /// Reads the values of a page of keys back.
-    pub(super) fn verify(&self, after: Option<&[u8]>, limit: usize) -> Result<Verified> {
+    pub(super) fn verify(self: &Arc<Self>, after: Option<&[u8]>, limit: usize) -> Result<Verified> {
         let page = self.scan(b"", after, limit, false)?;
         let mut verified = Verified { last: page.last().map(|found| found.key.clone()), ..Verified::default() };
         let mut buffer = Vec::new();
         for found in page {
             let mut before = None;
             while let Some(live) = self.resolve(&found.key)? {
+                if live.quarantined {
+                    verified.damaged.push((found.key.clone(), self.quarantine_error(&found.key)));
+                    break;
+                }
                 let location = live.location();
                 buffer.resize(live.size as usize, 0);
                 match self.read_at(location, &found.key, &mut buffer) {
@@ -604,7 +603,7 @@ impl Core {
                     }
                     Err(err) if before.replace(location) == Some(location) => {
                         if err.kind() == ErrorKind::Corrupt {
-                            self.quarantine(&found.key, location, &err)?;
+                            self.quarantine(&found.key, location, None, &err.to_string());
                         }
                         verified.damaged.push((found.key.clone(), err));
                         break;
@@ -668,7 +667,7 @@ fn live_of(pending: &Pending, value: &PendingValue) -> Live {
         size: value.size,
         expires_unix_ms: value.expires_unix_ms,
         inline: value.inline.clone(),
-        quarantined: false,
+        quarantined: value.quarantined,
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the index holds: entries by key, a row for each segment, and the checkpoint, in one key space so that one batch carries all.
 
 use super::{
-    format::{put_varint, u64_at, varint},
+    format::{Rot, put_varint, u64_at, varint},
     location::Location,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -13,6 +13,7 @@ const CHECKPOINT: &[u8] = b"c";
 const ENTRY: u8 = b'k';
 const SEGMENT: u8 = b's';
 const DEAD: u8 = b'd';
+const QUARANTINE: u8 = b'q';
 
 /// Index key of a store key's entry.
 pub(super) fn entry_key(key: &[u8]) -> Vec<u8> {
@@ -37,6 +38,16 @@ pub(super) fn is_dead_key(index_key: &[u8]) -> bool {
 /// First index key of the dead ones.
 pub(super) fn dead_start() -> Vec<u8> {
     vec![DEAD]
+}
+
+/// Index key of a quarantined key's row; its entry has the flag too, and they come and go in one batch.
+pub(super) fn quarantine_key(key: &[u8]) -> Vec<u8> {
+    prefixed(QUARANTINE, key)
+}
+
+/// The store key of an index key, if it is a quarantine row's.
+pub(super) fn key_of_quarantine(index_key: &[u8]) -> Option<&[u8]> {
+    index_key.strip_prefix(&[QUARANTINE])
 }
 
 /// Index key of a segment's row.
@@ -125,6 +136,30 @@ impl Entry {
             return None;
         }
         Some(Entry { location, sequence, size, expires_unix_ms, quarantined: flags & QUARANTINED != 0, inline })
+    }
+}
+
+/// What is known of a quarantine beside its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct QuarantineRow {
+    pub rot: Rot,
+    pub found_unix_ms: u64,
+}
+
+impl QuarantineRow {
+    pub(super) fn encode(self) -> Vec<u8> {
+        let mut out = vec![self.rot.code()];
+        put_varint(&mut out, self.found_unix_ms);
+        out
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<QuarantineRow> {
+        let decoded = || {
+            let (code, mut rest) = bytes.split_first()?;
+            let row = QuarantineRow { rot: Rot::of_code(*code)?, found_unix_ms: varint(&mut rest)? };
+            rest.is_empty().then_some(row)
+        };
+        decoded().ok_or_else(|| damaged("quarantine row"))
     }
 }
 
@@ -243,6 +278,9 @@ mod tests {
         };
         assert_eq!(Checkpoint::decode(&checkpoint.encode()), Some(checkpoint));
         assert_eq!(Checkpoint::decode(&checkpoint.encode()[1..]), None);
+        let quarantine = QuarantineRow { rot: Rot::Digest, found_unix_ms: 1 << 41 };
+        assert_eq!(QuarantineRow::decode(&quarantine.encode()).unwrap(), quarantine);
+        assert!(QuarantineRow::decode(&[9, 1]).is_err());
         let row =
             SegmentRow { nonce: [4; 16], end: 9, live_records: 1, live_bytes: 2, punched_bytes: 3, created_unix_ms: 4 };
         assert_eq!(SegmentRow::decode(&row.encode()).unwrap(), row);

@@ -9,8 +9,9 @@ use siphasher::sip::SipHasher24;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Version of the segment format that this build writes, and the highest that it reads.
-pub const VERSION: u16 = 1;
+/// Version of the segment format that this build writes, and the highest that it reads. Version 2 added [`Kind::Quarantine`]; what version 1
+/// wrote is version 2 without it.
+pub const VERSION: u16 = 2;
 /// Size of one copy of the segment header, in bytes. Two copies stand in two pages, so that no single bad page loses a segment.
 pub const HEADER_BYTES: usize = 4096;
 /// Offset of the first record.
@@ -83,7 +84,7 @@ impl SegmentHeader {
             return Ok(None);
         }
         let version = u16::from_le_bytes([page[8], page[9]]);
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err(Error::new(
                 ErrorKind::Format,
                 format!(
@@ -129,6 +130,31 @@ pub enum Kind {
     Summary,
     /// The end of a sealed segment, always its last bytes.
     Seal,
+    /// The bytes of a key's put were found damaged; holds until a newer put or tombstone of the key.
+    Quarantine,
+}
+
+impl Kind {
+    /// Whether it is about one key, and so in summaries, counted by seals, adopted and replayed.
+    pub(super) fn has_key(self) -> bool {
+        matches!(self, Kind::Put | Kind::Tombstone | Kind::Quarantine)
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Kind::Put => 1,
+            Kind::Tombstone => 2,
+            Kind::Summary => 3,
+            Kind::Seal => 4,
+            Kind::Quarantine => 5,
+        }
+    }
+
+    fn of_code(code: u8) -> Option<Kind> {
+        [Kind::Put, Kind::Tombstone, Kind::Summary, Kind::Seal, Kind::Quarantine]
+            .into_iter()
+            .find(|kind| kind.code() == code)
+    }
 }
 
 /// The record behind is part of the same atomic group.
@@ -153,7 +179,7 @@ pub struct RecordHeader {
     pub sequence: u64,
     /// Offset below which this segment was known durable when the record was written.
     pub mark: u64,
-    /// The segment of the older record of the same key that this one kills; 0 for none.
+    /// The segment of the older record of the same key that this one kills, or quarantines; 0 for none.
     pub victim: u64,
     /// When the value is gone by itself, in milliseconds since the Unix epoch; 0 for never.
     pub expires_unix_ms: u64,
@@ -180,12 +206,7 @@ impl RecordHeader {
         debug_assert_eq!(key.len(), usize::from(self.key_len));
         let start = out.len();
         out.extend_from_slice(&[0; 8]);
-        out.push(match self.kind {
-            Kind::Put => 1,
-            Kind::Tombstone => 2,
-            Kind::Summary => 3,
-            Kind::Seal => 4,
-        });
+        out.push(self.kind.code());
         out.push(self.flags);
         out.extend_from_slice(&self.key_len.to_le_bytes());
         out.extend_from_slice(&self.payload_len.to_le_bytes());
@@ -205,13 +226,7 @@ impl RecordHeader {
         if bytes.len() < RECORD_HEADER_BYTES || u32_at(bytes, 20) != 0 {
             return None;
         }
-        let kind = match bytes[8] {
-            1 => Kind::Put,
-            2 => Kind::Tombstone,
-            3 => Kind::Summary,
-            4 => Kind::Seal,
-            _ => return None,
-        };
+        let kind = Kind::of_code(bytes[8])?;
         if bytes[9] & !(FLAG_CONTINUES | FLAG_MOVED) != 0 {
             return None;
         }
@@ -281,13 +296,7 @@ impl SummaryBuilder {
 
     /// Adds the record that stands at the end of what was added before.
     pub fn add(&mut self, header: &RecordHeader, key: &[u8]) {
-        let kind = match header.kind {
-            Kind::Put => 1u64,
-            Kind::Tombstone => 2,
-            Kind::Summary => 3,
-            Kind::Seal => 4,
-        };
-        put_varint(&mut self.entries, kind | u64::from(header.flags) << 3);
+        put_varint(&mut self.entries, u64::from(header.kind.code()) | u64::from(header.flags) << 3);
         put_varint(&mut self.entries, u64::from(header.key_len));
         put_varint(&mut self.entries, u64::from(header.payload_len));
         put_varint(&mut self.entries, header.sequence);
@@ -334,12 +343,7 @@ pub fn read_summary(payload: &[u8]) -> Option<(u64, Vec<Summarised>)> {
     let mut records = Vec::new();
     for _ in 0..count {
         let tagged = varint(&mut rest)?;
-        let kind = match tagged & 7 {
-            1 => Kind::Put,
-            2 => Kind::Tombstone,
-            3 => Kind::Summary,
-            _ => return None,
-        };
+        let kind = Kind::of_code((tagged & 7) as u8).filter(|kind| *kind != Kind::Seal)?;
         let header = RecordHeader {
             kind,
             flags: u8::try_from(tagged >> 3).ok()?,
@@ -357,6 +361,100 @@ pub fn read_summary(payload: &[u8]) -> Option<(u64, Vec<Summarised>)> {
         offset = offset.checked_add(header.record_bytes())?;
     }
     rest.is_empty().then_some((previous, records))
+}
+
+/// What was found wrong with the bytes of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rot {
+    /// The header or key of its record.
+    Header,
+    /// Its payload, by the CRC.
+    Payload,
+    /// Record and CRC are whole, but the value does not hash to the key.
+    Digest,
+    /// The disk refuses to read it, again and again, while it reads what is beside it.
+    Unreadable,
+    /// The file of its segment is gone.
+    Missing,
+}
+
+impl Rot {
+    const ALL: [Rot; 5] = [Rot::Header, Rot::Payload, Rot::Digest, Rot::Unreadable, Rot::Missing];
+
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Rot::Header => 1,
+            Rot::Payload => 2,
+            Rot::Digest => 3,
+            Rot::Unreadable => 4,
+            Rot::Missing => 5,
+        }
+    }
+
+    pub(super) fn of_code(code: u8) -> Option<Rot> {
+        Rot::ALL.into_iter().find(|rot| rot.code() == code)
+    }
+
+    /// What it is, for people.
+    pub fn about(self) -> &'static str {
+        match self {
+            Rot::Header => "the header of its record is damaged",
+            Rot::Payload => "its bytes don't match their checksum",
+            Rot::Digest => "its bytes don't hash to it",
+            Rot::Unreadable => "the disk can't read its bytes",
+            Rot::Missing => "the segment file that held it is missing",
+        }
+    }
+}
+
+/// The payload of a [`Kind::Quarantine`]: which record is damaged, so that a rebuild that can't read that record knows of it all the same. Its
+/// segment is the header's `victim`, its expiry the header's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuarantineMark {
+    /// Sequence number of the damaged record.
+    pub sequence: u64,
+    /// Its offset in its segment.
+    pub offset: u64,
+    /// When it was found, in milliseconds since the Unix epoch.
+    pub found_unix_ms: u64,
+    /// Length of its payload in bytes.
+    pub size: u32,
+    /// What was wrong.
+    pub rot: Rot,
+}
+
+/// Length of the payload of a quarantine record.
+pub const QUARANTINE_PAYLOAD_BYTES: usize = 32;
+
+impl QuarantineMark {
+    /// Its bytes.
+    pub fn encode(&self) -> [u8; QUARANTINE_PAYLOAD_BYTES] {
+        let mut bytes = [0; QUARANTINE_PAYLOAD_BYTES];
+        bytes[0..8].copy_from_slice(&self.sequence.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.offset.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.found_unix_ms.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.size.to_le_bytes());
+        bytes[28] = self.rot.code();
+        bytes
+    }
+
+    /// Reads it back; `None` for what it can't be.
+    pub fn decode(bytes: &[u8]) -> Option<QuarantineMark> {
+        if bytes.len() != QUARANTINE_PAYLOAD_BYTES || bytes[29..] != [0; 3] {
+            return None;
+        }
+        let offset = u64_at(bytes, 8);
+        if offset < RECORDS_START || !offset.is_multiple_of(ALIGN) || offset > u64::from(u32::MAX) * ALIGN {
+            return None;
+        }
+        Some(QuarantineMark {
+            sequence: u64_at(bytes, 0),
+            offset,
+            found_unix_ms: u64_at(bytes, 16),
+            size: u32_at(bytes, 24),
+            rot: Rot::of_code(bytes[28])?,
+        })
+    }
 }
 
 /// Length of a seal's payload: offset of the last summary and number of records, each as u64.
@@ -455,11 +553,31 @@ mod tests {
         assert_eq!(bytes.len() as u64, RECORDS_START);
         assert_eq!(SegmentHeader::decode(&bytes[..HEADER_BYTES]).unwrap(), Some(header.clone()));
         assert_eq!(SegmentHeader::decode(&bytes[HEADER_BYTES..]).unwrap(), Some(header));
-        bytes[8] = 2;
+        let older = header_of_version(&bytes, 1);
+        assert_eq!(SegmentHeader::decode(&older).unwrap().unwrap().id, 9, "what version 1 wrote is read");
+        bytes[8] = VERSION as u8 + 1;
         assert_eq!(SegmentHeader::decode(&bytes).unwrap(), None, "a flip in the version is damage, not a newer format");
-        let check = header_check(&bytes[..HEADER_BYTES]);
-        bytes[HEADER_BYTES - 8..HEADER_BYTES].copy_from_slice(&check.to_le_bytes());
-        assert_eq!(SegmentHeader::decode(&bytes).unwrap_err().kind(), ErrorKind::Format);
+        let newer = header_of_version(&bytes, VERSION + 1);
+        assert_eq!(SegmentHeader::decode(&newer).unwrap_err().kind(), ErrorKind::Format);
+    }
+
+    fn header_of_version(bytes: &[u8], version: u16) -> Vec<u8> {
+        let mut bytes = bytes[..HEADER_BYTES].to_vec();
+        bytes[8..10].copy_from_slice(&version.to_le_bytes());
+        let check = header_check(&bytes);
+        bytes[HEADER_BYTES - 8..].copy_from_slice(&check.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn quarantine_mark_reads_back() {
+        let mark = QuarantineMark { sequence: 7, offset: 8192, found_unix_ms: 9, size: 10, rot: Rot::Payload };
+        assert_eq!(QuarantineMark::decode(&mark.encode()), Some(mark));
+        for (at, byte) in [(8, 1), (28, 0), (28, 6), (31, 1)] {
+            let mut bytes = mark.encode();
+            bytes[at] = byte;
+            assert_eq!(QuarantineMark::decode(&bytes), None, "byte {at} is {byte}");
+        }
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod crash_tests;
 mod entry;
 pub mod format;
 mod location;
+mod quarantine;
 mod reclaim;
 mod recovery;
 mod segment;
@@ -38,6 +39,8 @@ mod write;
 
 use self::core::Core;
 pub(crate) use self::core::Verifier;
+pub use format::Rot;
+pub use quarantine::Quarantined;
 pub use ticket::{Completer, Ticket};
 
 /// What all stores of one node share: its disk, clock and index engine, and its one counter of sequence numbers.
@@ -162,7 +165,7 @@ pub struct Stats {
     pub dead_bytes: u64,
     /// Bytes written and not yet known durable.
     pub unflushed_bytes: u64,
-    /// Keys whose bytes were found damaged.
+    /// Keys whose bytes were found damaged, exact.
     pub quarantined: u64,
 }
 
@@ -277,6 +280,26 @@ impl Store {
     /// Reads the records of up to `limit` keys above `after` back and checks them; returns the last key and what is damaged.
     pub fn verify(&self, after: Option<&[u8]>, limit: usize) -> Result<Verified> {
         self.core.verify(after, limit)
+    }
+
+    /// Up to `limit` quarantined keys above `after` in byte order; fewer only at the end. O(quarantined), not O(keys).
+    pub fn quarantined(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<Quarantined>> {
+        self.core.quarantined(after, limit)
+    }
+
+    /// Quarantines a key whose value, as it was read, does not hash to it: durable on return. For whoever hashes what it reads.
+    pub fn quarantine_digest(&self, key: &[u8]) -> Result<()> {
+        self.core.quarantine_digest(key)
+    }
+
+    /// Offers a value for a quarantined key; `false` where it is not quarantined. See [`crate::Shard::heal`].
+    pub fn heal(&self, key: &[u8], value: &[u8]) -> Result<bool> {
+        self.core.heal(key, value)
+    }
+
+    /// Reads a quarantined key once more from where it was, and ends the quarantine if its bytes are there again and proven; `false` where not.
+    pub fn recheck(&self, key: &[u8]) -> Result<bool> {
+        self.core.recheck(key)
     }
 
     /// Live keys, bytes and key bytes, exact; O(1). The gauges are 0.

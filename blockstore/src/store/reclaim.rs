@@ -11,7 +11,7 @@ use super::{
     location::Location,
     segment::{Segment, Walked, file_name},
 };
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 
 /// Holes are made of whole blocks of this size, in bytes.
 const BLOCK: u64 = HEADER_BYTES as u64;
@@ -29,12 +29,15 @@ impl Core {
         self.submit_sync()?.wait()?;
         self.apply_ready();
         let mut freed = self.punch()?;
-        let mut left = Vec::new();
-        while let Some(id) = self.worth_compacting(&left) {
+        while let Some(id) = self.worth_compacting() {
             match self.compact(id)? {
                 Some(bytes) => freed += bytes,
-                // Something in it can't be moved; it is looked at again in the next pass.
-                None => left.push(id),
+                None => {
+                    // Something in it can't be moved; it is looked at again when less of it is live.
+                    let mut rows = self.rows.lock();
+                    let live = rows.rows.get(&id).map_or(0, |row| row.live_records);
+                    rows.stuck.insert(id, live);
+                }
             }
         }
         Ok(freed)
@@ -42,7 +45,7 @@ impl Core {
 
     /// Whether a pass would find something to do.
     pub(super) fn reclaim_pays(&self) -> bool {
-        self.rows.lock().punchable_bytes >= 32 << 20 || self.worth_compacting(&[]).is_some()
+        self.rows.lock().punchable_bytes >= 32 << 20 || self.worth_compacting().is_some()
     }
 
     /// Whether freeing a segment's space in parts costs no more than it gives: under a snapshot it does not (STORE 17).
@@ -95,12 +98,13 @@ impl Core {
         Ok(freed)
     }
 
-    fn worth_compacting(&self, left: &[u64]) -> Option<u64> {
+    fn worth_compacting(&self) -> Option<u64> {
         let active = self.log.lock().active.as_ref().map(|active| active.segment.id);
         let rows = self.rows.lock();
         rows.rows
             .iter()
-            .filter(|(id, row)| Some(**id) != active && row.end != 0 && !left.contains(id))
+            .filter(|(id, row)| Some(**id) != active && row.end != 0)
+            .filter(|(id, row)| rows.stuck.get(id).is_none_or(|live| row.live_records < *live))
             .filter(|(_, row)| {
                 let dead = row.end.saturating_sub(RECORDS_START + row.live_bytes + row.punched_bytes);
                 row.live_records == 0
@@ -130,7 +134,11 @@ impl Core {
     }
 
     /// Handles one record of a segment that is to be freed; `false` where it has to stay.
-    fn move_or_carry(&self, segment: &Arc<Segment>, record: &Summarised) -> Result<bool> {
+    fn move_or_carry(self: &Arc<Self>, segment: &Arc<Segment>, record: &Summarised) -> Result<bool> {
+        if record.header.kind == Kind::Quarantine {
+            self.carry_quarantine(&record.key, record.header.sequence)?;
+            return Ok(true);
+        }
         let victim = record.header.victim;
         let victim = if victim != segment.id && self.segment(victim).is_some() { victim } else { 0 };
         let location = Location::new(segment.id, record.offset);
@@ -150,11 +158,8 @@ impl Core {
                     _ => None,
                 };
                 let Some((header, payload)) = payload else {
-                    let err = crate::Error::new(
-                        ErrorKind::Corrupt,
-                        format!("the record at offset {} of segment {} is damaged", record.offset, segment.id),
-                    );
-                    self.quarantine(&record.key, location, &err)?;
+                    let why = format!("the record at offset {} of segment {} is damaged", record.offset, segment.id);
+                    self.quarantine(&record.key, location, None, &why);
                     return Ok(false);
                 };
                 if self.move_record(&header, &record.key, &payload, location, victim)? {
@@ -187,6 +192,7 @@ impl Core {
         self.remove_segment(id);
         let mut rows = self.rows.lock();
         rows.rows.remove(&id);
+        rows.stuck.remove(&id);
         rows.dirty.insert(id);
         drop(rows);
         if recycle {

@@ -14,10 +14,13 @@ use super::{
     commit::Survivor,
     core::{Active, Core, Log, Recovered, Verifier, live_bytes},
     entry::{
-        Checkpoint, Entry, SegmentRow, checkpoint_key, dead_key, dead_start, entry_key, id_of_segment, is_dead_key,
-        segment_key, segments_start,
+        Checkpoint, Entry, QuarantineRow, SegmentRow, checkpoint_key, dead_key, dead_start, entry_key, id_of_segment,
+        is_dead_key, quarantine_key, segment_key, segments_start,
     },
-    format::{FLAG_CONTINUES, Kind, RECORDS_START, RecordHeader, SegmentHeader, Summarised, SummaryBuilder},
+    format::{
+        FLAG_CONTINUES, FLAG_MOVED, Kind, QuarantineMark, RECORDS_START, RecordHeader, Rot, SegmentHeader, Summarised,
+        SummaryBuilder,
+    },
     location::Location,
     segment::{Segment, SegmentFiles, Walked, file_name, id_of_file_name, is_half_made, is_spent},
 };
@@ -178,6 +181,7 @@ pub(super) fn open(
         let mut applied = core.applying.lock();
         applied.flushed = applied.checkpoint.position;
     }
+    core.quarantined.store(core.count_quarantined()?, Ordering::Relaxed);
     Ok(Arc::new(core))
 }
 
@@ -488,7 +492,7 @@ impl Recovery<'_> {
             let Some(payload) = self.files.payload_of(&segment, record.offset, &record.header)? else { break };
             let continues = record.header.flags & FLAG_CONTINUES != 0;
             let end = record.offset + record.header.record_bytes();
-            if matches!(record.header.kind, Kind::Put | Kind::Tombstone) {
+            if record.header.kind.has_key() {
                 tail.survivors.push((record, payload));
             }
             if !continues {
@@ -509,11 +513,12 @@ impl Recovery<'_> {
         for batch in batches {
             let mut entries: HashMap<Vec<u8>, Option<Entry>> = HashMap::new();
             let mut dead: HashMap<Vec<u8>, u64> = HashMap::new();
+            let mut quarantines: HashMap<Vec<u8>, Option<QuarantineRow>> = HashMap::new();
             let mut position = end;
             for record in batch.unwrap_or(&[]) {
                 self.next_sequence = self.next_sequence.max(record.header.sequence + 1);
                 position = record.offset + record.header.record_bytes();
-                if !matches!(record.header.kind, Kind::Put | Kind::Tombstone) {
+                if !record.header.kind.has_key() {
                     continue;
                 }
                 let current = match entries.get(&record.key) {
@@ -523,7 +528,18 @@ impl Recovery<'_> {
                         None => None,
                     },
                 };
-                if let Some(after) = self.after(segment, record, current.as_ref(), &mut dead, &index)? {
+                let mark = self.quarantine_at(segment, record)?;
+                let after = match record.header.kind {
+                    Kind::Quarantine => self.after_quarantine(record, mark, current.as_ref(), &dead, &index)?,
+                    _ => self.after(segment, record, current.as_ref(), &mut dead, &index)?,
+                };
+                if let Some(after) = after {
+                    if after.as_ref().is_some_and(|after| after.quarantined) {
+                        let unknown = QuarantineRow { rot: Rot::Payload, found_unix_ms: 0 };
+                        quarantines.insert(record.key.clone(), Some(mark.map_or(unknown, |mark| mark.row())));
+                    } else if current.as_ref().is_some_and(|current| current.quarantined) {
+                        quarantines.insert(record.key.clone(), None);
+                    }
                     self.count(&record.key, current.as_ref(), after.as_ref());
                     entries.insert(record.key.clone(), after);
                 }
@@ -531,6 +547,7 @@ impl Recovery<'_> {
             let mut changes: Vec<Change> = entries
                 .into_iter()
                 .map(|(key, entry)| (entry_key(&key), entry.map(|entry| entry.encode())))
+                .chain(quarantines.into_iter().map(|(key, row)| (quarantine_key(&key), row.map(QuarantineRow::encode))))
                 .chain(dead.into_iter().map(|(key, sequence)| (dead_key(&key), Some(sequence.to_le_bytes().to_vec()))))
                 .collect();
             self.checkpoint.position = Location::new(segment, position);
@@ -571,14 +588,8 @@ impl Recovery<'_> {
         {
             return Ok(None);
         }
-        if self.rebuild {
-            let killed_by = match dead.get(&record.key) {
-                Some(sequence) => Some(*sequence),
-                None => index.get(&dead_key(&record.key))?.map(|bytes| super::format::u64_at(&bytes, 0)),
-            };
-            if killed_by.is_some_and(|sequence| sequence > header.sequence) {
-                return Ok(None);
-            }
+        if self.is_killed(record, dead, index)? {
+            return Ok(None);
         }
         Ok(Some(Some(Entry {
             location,
@@ -588,6 +599,61 @@ impl Recovery<'_> {
             quarantined: false,
             inline: None,
         })))
+    }
+
+    /// Whether a rebuild has seen a tombstone that is newer than a record.
+    fn is_killed(&self, record: &Summarised, dead: &HashMap<Vec<u8>, u64>, index: &Arc<dyn Index>) -> Result<bool> {
+        if !self.rebuild {
+            return Ok(false);
+        }
+        let killed_by = match dead.get(&record.key) {
+            Some(sequence) => Some(*sequence),
+            None => index.get(&dead_key(&record.key))?.map(|bytes| super::format::u64_at(&bytes, 0)),
+        };
+        Ok(killed_by.is_some_and(|sequence| sequence > record.header.sequence))
+    }
+
+    /// What a quarantine record says, if it is one and reads back.
+    fn quarantine_at(&self, segment: u64, record: &Summarised) -> Result<Option<QuarantineMark>> {
+        if record.header.kind != Kind::Quarantine {
+            return Ok(None);
+        }
+        let Some(segment) = self.segments.get(&segment) else { return Ok(None) };
+        // A summary has no CRC.
+        let Some((header, _)) = self.files.record_at(segment, record.offset)? else { return Ok(None) };
+        let payload = self.files.payload_of(segment, record.offset, &header)?;
+        Ok(payload.and_then(|payload| QuarantineMark::decode(&payload)))
+    }
+
+    /// What a quarantine makes of its key. Where the damaged record itself can't be read, its header being what is damaged, the quarantine stands for it, so
+    /// that the key is still there to be listed, deleted and healed.
+    fn after_quarantine(
+        &self,
+        record: &Summarised,
+        mark: Option<QuarantineMark>,
+        current: Option<&Entry>,
+        dead: &HashMap<Vec<u8>, u64>,
+        index: &Arc<dyn Index>,
+    ) -> Result<Option<Option<Entry>>> {
+        let header = &record.header;
+        if current.is_some_and(|current| current.sequence > header.sequence) || self.is_killed(record, dead, index)? {
+            return Ok(None);
+        }
+        // A carried one may be older than the end of what it tells: what is not there then is gone, or will be found at its own place.
+        let may_stand_in = self.rebuild || header.flags & FLAG_MOVED == 0;
+        let damaged = mark
+            .filter(|mark| current.is_none_or(|current| current.sequence < mark.sequence))
+            .filter(|_| may_stand_in && self.segments.contains_key(&header.victim))
+            .map(|mark| Entry {
+                location: Location::new(header.victim, mark.offset),
+                sequence: mark.sequence,
+                size: mark.size,
+                expires_unix_ms: header.expires_unix_ms,
+                quarantined: true,
+                inline: None,
+            });
+        let flagged = || current.map(|current| Entry { quarantined: true, inline: None, ..current.clone() });
+        Ok(damaged.or_else(flagged).map(Some))
     }
 
     fn count(&mut self, key: &[u8], before: Option<&Entry>, after: Option<&Entry>) {
@@ -702,7 +768,7 @@ impl Core {
             files: &self.files,
             index: Some(self.index()?),
             rows: std::mem::take(&mut rows.rows),
-            segments: BTreeMap::new(),
+            segments: self.segments.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone(),
             checkpoint: applied.checkpoint,
             next_sequence: self.env.sequence.load(Ordering::Acquire),
             rebuild: false,

@@ -343,7 +343,7 @@ impl SegmentFiles {
             match self.record_at(segment, offset)? {
                 Some((header, key)) if offset + header.record_bytes() <= end => {
                     let next = offset + header.record_bytes();
-                    if matches!(header.kind, Kind::Put | Kind::Tombstone) {
+                    if header.kind.has_key() {
                         records.push(Summarised { offset, header, key });
                     }
                     offset = next;
@@ -383,7 +383,7 @@ impl SegmentFiles {
             at = previous;
         }
         let mut records: Vec<Summarised> = runs.into_iter().rev().flatten().collect();
-        records.retain(|record| matches!(record.header.kind, Kind::Put | Kind::Tombstone));
+        records.retain(|record| record.header.kind.has_key());
         Ok((records.len() as u64 == u64_at(&payload, 8)).then_some(records))
     }
 }

@@ -43,7 +43,7 @@ pub(super) struct NewRecord<'a> {
 }
 
 /// A reservation: what its owner must write, and where.
-struct Reservation {
+pub(super) struct Reservation {
     segment: Arc<Segment>,
     file: Arc<dyn File>,
     start: u64,
@@ -171,6 +171,7 @@ impl Core {
                     size: record.payload.len() as u32,
                     expires_unix_ms: record.expires_unix_ms,
                     inline: (record.payload.len() <= self.options.inline_bytes_max).then(|| record.payload.into()),
+                    quarantined: false,
                 });
                 let operation = self.next_operation();
                 let key = Key::from_slice(record.key);
@@ -187,6 +188,8 @@ impl Core {
                     value.as_ref().map(|value| value.size),
                     before.as_ref().map(|live| live.size),
                 );
+                let heals = before.as_ref().is_some_and(|live| live.quarantined);
+                self.count_cure(heals);
                 applied.push(ApplyOp {
                     operation,
                     key,
@@ -195,6 +198,8 @@ impl Core {
                     value,
                     previous: before.as_ref().map(|live| (live.place.clone(), live.size)),
                     moved: false,
+                    heals,
+                    quarantine: None,
                 });
             }
             applied
@@ -218,9 +223,7 @@ impl Core {
                 let expired = live.expires_unix_ms != 0 && live.expires_unix_ms <= self.env.clock.unix_ms();
                 if live.quarantined {
                     // The cure must be what the key says (STORE 20).
-                    if let Some(verifier) = self.verifier {
-                        verifier(key, value)?;
-                    }
+                    self.verify_cure(key, value)?;
                 } else if !expired {
                     return Ok(Decision::Nothing(under_way));
                 }
@@ -235,7 +238,7 @@ impl Core {
         }
     }
 
-    fn count_one(&self, key: &[u8], size: Option<u32>, before: Option<u32>) {
+    pub(super) fn count_one(&self, key: &[u8], size: Option<u32>, before: Option<u32>) {
         if let Some(before) = before {
             self.count.fetch_sub(1, Ordering::Relaxed);
             self.bytes.fetch_sub(u64::from(before), Ordering::Relaxed);
@@ -252,6 +255,10 @@ impl Core {
     pub(super) fn retract(&self, ops: &[ApplyOp]) {
         for op in ops.iter().rev() {
             self.forget_pending(op);
+            if op.heals {
+                self.quarantined.fetch_add(1, Ordering::Relaxed);
+            }
+            self.count_cure(op.quarantine.is_some());
             if op.moved {
                 continue;
             }
@@ -308,7 +315,7 @@ impl Core {
     }
 
     /// Keeps the reserve: puts are refused while deletes, an index flush and a compaction still fit (STORE 16).
-    fn check_space(&self, bytes: u64) -> Result<()> {
+    pub(super) fn check_space(&self, bytes: u64) -> Result<()> {
         let mut space = self.space.lock();
         if space.trust < bytes {
             space.available = self
@@ -350,7 +357,7 @@ impl Core {
     }
 
     /// Takes the next place in the log for `records`, and lets `placed` make their pending writes while the order is held.
-    fn reserve(
+    pub(super) fn reserve(
         &self,
         records: &[NewRecord<'_>],
         completion: Arc<Completion>,
@@ -437,7 +444,7 @@ impl Core {
     }
 
     /// Writes what was reserved and acknowledges what that completes.
-    fn write_reserved(&self, records: &[NewRecord<'_>], reservation: Reservation) -> Result<()> {
+    pub(super) fn write_reserved(&self, records: &[NewRecord<'_>], reservation: Reservation) -> Result<()> {
         let Reservation { segment, file, start, mark, places, summary, completion } = reservation;
         // All headers and keys behind one another, then the list of what goes to the disk.
         let mut heads = Vec::with_capacity(records.len() * 112);
@@ -559,8 +566,12 @@ impl Core {
             let place = Arc::new(AtomicU64::new(Location::new(segment, places[0].0).word()));
             let operation = self.next_operation();
             let key = Key::from_slice(key);
-            let value =
-                PendingValue { size: live.size, expires_unix_ms: live.expires_unix_ms, inline: live.inline.clone() };
+            let value = PendingValue {
+                size: live.size,
+                expires_unix_ms: live.expires_unix_ms,
+                inline: live.inline.clone(),
+                quarantined: false,
+            };
             stripe.entry(key.clone()).or_default().push(Pending {
                 operation,
                 completion: completion.clone(),
@@ -575,6 +586,8 @@ impl Core {
                 value: Some(value),
                 previous: Some((live.place.clone(), live.size)),
                 moved: true,
+                heals: false,
+                quarantine: None,
             }]
         })?;
         drop(stripe);

@@ -148,11 +148,11 @@ impl admin_server::Admin for Admin {
             } else {
                 for key in &wanted {
                     // A quarantined block has no size for Kubo, and is listed all the same.
-                    match datastore
-                        .shards()
-                        .size(key)?
-                        .map_or_else(|| listed(&datastore, key), |size| Ok(Some(size)))?
-                    {
+                    let size = match sound_size(&datastore, key)? {
+                        None => listed(&datastore, key)?,
+                        sound => sound,
+                    };
+                    match size {
                         Some(size) => chunk.push(key, size)?,
                         None => {
                             return Err(Error::new(ErrorKind::NotFound, format!("block {key} is not in this node")));
@@ -209,12 +209,20 @@ fn import(
         }
         done.blocks += 1;
         done.bytes += block.value.len() as u64;
-        if datastore.shards().size(&key)?.is_none() {
+        if sound_size(datastore, &key)?.is_none() {
             done.new_blocks += 1;
         }
         ops.push(BatchOp::Put(Key::of_block(&key), block.value.into()));
     }
     Ok((datastore.submit_batch(ops)?, done))
+}
+
+/// The size of a block that is there and not quarantined, however the config wants those to look.
+fn sound_size(datastore: &Datastore, key: &Multihash) -> StoreResult<Option<u32>> {
+    match datastore.shards().size(key) {
+        Err(err) if err.kind() == ErrorKind::Corrupt => Ok(None),
+        other => other,
+    }
 }
 
 /// A chunk of an export that is being filled.
@@ -354,20 +362,13 @@ fn step(
 }
 
 fn damage(name: String, key: &[u8], reason: String) -> Damage {
-    let cid = Multihash::parse(key).map_or_else(|_| String::new(), |key| cid(&key));
+    let cid = Multihash::parse(key).map_or_else(|_| String::new(), |key| key.raw_cid());
     Damage { key: name, cid, reason }
 }
 
 fn report(progress: &mut v1::VerifyProgress, sink: &Sink<v1::VerifyProgress>) -> StoreResult<()> {
     let damaged = std::mem::take(&mut progress.damaged);
     sink.send(v1::VerifyProgress { damaged, ..progress.clone() })
-}
-
-/// The CIDv1 of a block whose codec is not known here: `raw`, in the base32 that people paste.
-fn cid(key: &Multihash) -> String {
-    const CIDV1_RAW: [u8; 2] = [0x01, 0x55];
-    let bytes = [&CIDV1_RAW[..], key.as_bytes()].concat();
-    format!("b{}", data_encoding::BASE32_NOPAD.encode(&bytes).to_lowercase())
 }
 
 fn hex(bytes: &[u8]) -> String {
