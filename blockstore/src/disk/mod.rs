@@ -8,12 +8,20 @@ pub mod sim;
 
 pub use os::{OsClock, OsDisk, OsEntropy};
 
+/// Alignment of reads through [`Disk::open_direct`], in bytes: the largest block that drives have.
+pub const DIRECT_BYTES: usize = 4096;
+
 /// Files and folders. Names of files are durable only after [`Disk::sync_dir`] of their folder.
 pub trait Disk: Send + Sync + Debug {
     /// Creates a file that must not exist, open for reading and writing.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// Opens a file; `write` for both.
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn File>>;
+    /// Opens a file for reading past the page cache, where the file system can: what is read is then what is on the disk. Memory, offsets and lengths of
+    /// reads are multiples of [`DIRECT_BYTES`].
+    fn open_direct(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        self.open(path, false)
+    }
     /// Renames, replacing what is there.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.

@@ -11,7 +11,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{FallocateFlags, fallocate},
+    fcntl::{FallocateFlags, OFlag, fallocate},
     sys::{statvfs::statvfs, uio},
 };
 
@@ -24,6 +24,10 @@ pub struct OsDisk;
 #[derive(Debug)]
 struct OsFile(fs::File);
 
+/// Read past the page cache; see [`Disk::open_direct`].
+#[derive(Debug)]
+struct DirectFile(OsFile);
+
 impl Disk for OsDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
@@ -32,6 +36,16 @@ impl Disk for OsDisk {
 
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn File>> {
         Ok(Arc::new(OsFile(fs::OpenOptions::new().read(true).write(write).open(path)?)))
+    }
+
+    fn open_direct(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let flags = OFlag::O_DIRECT.bits();
+        match fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
+            Ok(file) => Ok(Arc::new(DirectFile(OsFile(file)))),
+            // A file system that can't, such as tmpfs of older kernels.
+            Err(err) if err.raw_os_error() == Some(Errno::EINVAL as i32) => self.open(path, false),
+            Err(err) => Err(err),
+        }
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -77,6 +91,58 @@ impl Disk for OsDisk {
     fn available(&self, dir: &Path) -> io::Result<u64> {
         let stat = statvfs(dir)?;
         Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
+    }
+}
+
+impl File for DirectFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.0.0.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(n) => {
+                    done += n;
+                    // The end of the file; going on there would be out of alignment.
+                    if n == 0 || n % super::DIRECT_BYTES != 0 {
+                        break;
+                    }
+                }
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => return Err(err),
+            }
+        }
+        Ok(done)
+    }
+
+    fn read_two_at(&self, _: &mut [u8], _: &mut [u8], _: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn write_at(&self, _: &[&[u8]], _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        self.0.length()
+    }
+
+    fn reserve(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn punch(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        self.0.allocated_bytes()
     }
 }
 

@@ -21,6 +21,7 @@ use super::{
     entry::{Checkpoint, Entry, QuarantineRow, SegmentRow, entry_key, key_of_entry},
     format::{RECORDS_START, SummaryBuilder, record_bytes},
     location::Location,
+    scrub::ScrubCell,
     segment::{Segment, SegmentFiles},
     ticket::Completion,
 };
@@ -74,6 +75,7 @@ pub(crate) struct Core {
     pub(super) closed: AtomicBool,
     pub(super) space: Mutex<Space>,
     pub(super) last_reclaim_ns: AtomicU64,
+    pub(super) scrub: ScrubCell,
 }
 
 /// What background work has been asked for.
@@ -277,6 +279,7 @@ impl Core {
             closed: AtomicBool::new(false),
             space: Mutex::default(),
             last_reclaim_ns: AtomicU64::new(0),
+            scrub: ScrubCell::default(),
         }
     }
 
@@ -443,6 +446,7 @@ impl Core {
             }
             buffer.room(0);
             if err.kind() != ErrorKind::Corrupt {
+                self.note_unreadable(key, location);
                 return Err(err);
             }
             self.quarantine(key, location, None, &err.to_string());

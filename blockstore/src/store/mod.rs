@@ -33,6 +33,9 @@ mod location;
 mod quarantine;
 mod reclaim;
 mod recovery;
+mod scrub;
+#[cfg(test)]
+mod scrub_tests;
 mod segment;
 mod ticket;
 mod write;
@@ -41,6 +44,7 @@ use self::core::Core;
 pub(crate) use self::core::Verifier;
 pub use format::Rot;
 pub use quarantine::Quarantined;
+pub use scrub::{ScrubReader, ScrubState, ScrubStep};
 pub use ticket::{Completer, Ticket};
 
 /// What all stores of one node share: its disk, clock and index engine, and its one counter of sequence numbers.
@@ -290,6 +294,47 @@ impl Store {
     /// Quarantines a key whose value, as it was read, does not hash to it: durable on return. For whoever hashes what it reads.
     pub fn quarantine_digest(&self, key: &[u8]) -> Result<()> {
         self.core.quarantine_digest(key)
+    }
+
+    /// Begins a pass of the scrub over everything that is durable now, instead of the one under way. Drive it by [`Store::scrub_step`].
+    pub fn begin_scrub(&self) -> Result<()> {
+        self.core.begin_scrub()
+    }
+
+    /// Checks the next `limit` bytes or a little more of the pass under way, with `hash` blocks against their multihashes too. What it finds damaged is
+    /// quarantined when it returns. An error leaves the pass where it was.
+    pub fn scrub_step(&self, reader: &mut ScrubReader, limit: u64, hash: bool) -> Result<ScrubStep> {
+        self.core.scrub_step(reader, limit, hash)
+    }
+
+    /// Ends the pass under way; the next one begins at the beginning.
+    pub fn stop_scrub(&self) {
+        self.core.stop_scrub();
+    }
+
+    /// Notes that the operator has the scrub wait, or no longer. Whoever drives it keeps to it.
+    pub fn pause_scrub(&self, paused: bool) {
+        self.core.pause_scrub(paused);
+    }
+
+    /// Where the scrub is.
+    pub fn scrub_state(&self) -> ScrubState {
+        self.core.scrub_state()
+    }
+
+    /// Makes the place of the scrub durable: after a restart it goes on there. Two small flushes.
+    pub fn save_scrub(&self) -> Result<()> {
+        self.core.save_scrub()
+    }
+
+    /// Tries again to read what the disk refused to read, if it is time; returns how many keys are left to be tried. What persists is quarantined.
+    pub fn retry_unreadable(&self) -> Result<usize> {
+        self.core.retry_unreadable()
+    }
+
+    /// Reads of values that are under way now.
+    pub fn reads_under_way(&self) -> u64 {
+        self.core.files.reading()
     }
 
     /// Offers a value for a quarantined key; `false` where it is not quarantined. See [`crate::Shard::heal`].

@@ -169,7 +169,7 @@ impl Core {
     }
 
     /// What is wrong with a record that does not read back.
-    fn rot_at(&self, key: &[u8], location: Location) -> Rot {
+    pub(super) fn rot_at(&self, key: &[u8], location: Location) -> Rot {
         let Some(segment) = self.segment(location.segment()) else { return Rot::Missing };
         match self.files.record_at(&segment, location.offset()) {
             Ok(Some((_, found))) if found == key => Rot::Payload,

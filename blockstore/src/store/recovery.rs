@@ -18,7 +18,7 @@ use super::{
         is_dead_key, quarantine_key, segment_key, segments_start,
     },
     format::{
-        FLAG_CONTINUES, FLAG_MOVED, Kind, QuarantineMark, RECORDS_START, RecordHeader, Rot, SegmentHeader, Summarised,
+        FLAG_CONTINUES, Kind, QuarantineMark, RECORDS_START, RecordHeader, Rot, SegmentHeader, Summarised,
         SummaryBuilder,
     },
     location::Location,
@@ -181,6 +181,7 @@ pub(super) fn open(
         let mut applied = core.applying.lock();
         applied.flushed = applied.checkpoint.position;
     }
+    core.load_scrub();
     core.quarantined.store(core.count_quarantined()?, Ordering::Relaxed);
     Ok(Arc::new(core))
 }
@@ -639,11 +640,11 @@ impl Recovery<'_> {
         if current.is_some_and(|current| current.sequence > header.sequence) || self.is_killed(record, dead, index)? {
             return Ok(None);
         }
-        // A carried one may be older than the end of what it tells: what is not there then is gone, or will be found at its own place.
-        let may_stand_in = self.rebuild || header.flags & FLAG_MOVED == 0;
+        // A carried one too: it was carried while the key was quarantined, so nothing before it in the log ended that. What ends it names the same victim, and
+        // so is in the log as long as that segment is there.
         let damaged = mark
             .filter(|mark| current.is_none_or(|current| current.sequence < mark.sequence))
-            .filter(|_| may_stand_in && self.segments.contains_key(&header.victim))
+            .filter(|_| self.segments.contains_key(&header.victim))
             .map(|mark| Entry {
                 location: Location::new(header.victim, mark.offset),
                 sequence: mark.sequence,

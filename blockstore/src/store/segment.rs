@@ -43,6 +43,8 @@ pub(super) struct SegmentFiles {
     open_max: usize,
     open: Mutex<Vec<Arc<Segment>>>,
     uses: AtomicU64,
+    /// Reads of values that are under way: what a scrub stands back for.
+    reading: AtomicU64,
 }
 
 /// The records of a segment, in order.
@@ -50,6 +52,18 @@ pub(super) struct Walked {
     pub(super) records: Vec<Summarised>,
     /// Ranges where records are missing because their headers are damaged.
     pub(super) damaged: Vec<(u64, u64)>,
+}
+
+impl Segment {
+    fn open_failed(&self, err: std::io::Error) -> Error {
+        match err.kind() {
+            std::io::ErrorKind::NotFound => Error::new(
+                ErrorKind::Corrupt,
+                format!("{} is missing: restore this file from a snapshot or replica", self.path.display()),
+            ),
+            _ => Error::io(format!("open {}", self.path.display()), err),
+        }
+    }
 }
 
 /// A segment's file name.
@@ -82,6 +96,7 @@ impl SegmentFiles {
             open_max: open_max.max(2),
             open: Mutex::default(),
             uses: AtomicU64::new(0),
+            reading: AtomicU64::new(0),
         }
     }
 
@@ -175,6 +190,42 @@ impl SegmentFiles {
         Ok((segment, file))
     }
 
+    /// Reads of values that are under way.
+    pub(super) fn reading(&self) -> u64 {
+        self.reading.load(Ordering::Relaxed)
+    }
+
+    /// A segment's file as the disk has it, past the page cache; its reader keeps to [`Disk::open_direct`].
+    pub(super) fn direct(&self, segment: &Segment) -> Result<Arc<dyn File>> {
+        self.disk.open_direct(&segment.path).map_err(|err| segment.open_failed(err))
+    }
+
+    /// Writes a small file of the store's folder as a whole: flushed, named, and the name made durable.
+    pub(super) fn write_note(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let failed = |err| Error::io(format!("write {}", self.path(name)), err);
+        let new = self.dir.join(format!("new-{name}.tmp"));
+        let file = match self.disk.create(&new) {
+            Err(err) if err.kind() == std::io::ErrorKind::AlreadyExists => {
+                self.disk.remove(&new).map_err(failed)?;
+                self.disk.create(&new).map_err(failed)?
+            }
+            other => other.map_err(failed)?,
+        };
+        file.write_at(&[bytes], 0).map_err(failed)?;
+        file.sync().map_err(failed)?;
+        self.disk.rename(&new, &self.dir.join(name)).map_err(failed)?;
+        self.sync_dir()
+    }
+
+    /// Reads a small file of the store's folder, of up to one byte more than `len`; `None` where it is not there or can't be read.
+    pub(super) fn read_note(&self, name: &str, len: usize) -> Option<Vec<u8>> {
+        let file = self.disk.open(&self.dir.join(name), false).ok()?;
+        let mut bytes = vec![0; len + 1];
+        let got = file.read_at(&mut bytes, 0).ok()?;
+        bytes.truncate(got);
+        Some(bytes)
+    }
+
     /// The open file of a segment.
     pub(super) fn file(&self, segment: &Arc<Segment>) -> Result<Arc<dyn File>> {
         segment.last_used.store(self.uses.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
@@ -182,13 +233,7 @@ impl SegmentFiles {
         if let Some(file) = &*slot {
             return Ok(file.clone());
         }
-        let file = self.disk.open(&segment.path, self.writable).map_err(|err| match err.kind() {
-            std::io::ErrorKind::NotFound => Error::new(
-                ErrorKind::Corrupt,
-                format!("{} is missing: restore this file from a snapshot or replica", segment.path.display()),
-            ),
-            _ => Error::io(format!("open {}", segment.path.display()), err),
-        })?;
+        let file = self.disk.open(&segment.path, self.writable).map_err(|err| segment.open_failed(err))?;
         *slot = Some(file.clone());
         drop(slot);
         self.opened(segment);
@@ -266,9 +311,10 @@ impl SegmentFiles {
     ) -> Result<()> {
         let file = self.file(segment)?;
         let mut head = vec![0; RECORD_HEADER_BYTES + key.len()];
-        let got = file
-            .read_two_at(&mut head, value, location.offset())
-            .map_err(|err| Error::io(format!("read {}", segment.path.display()), err))?;
+        self.reading.fetch_add(1, Ordering::Relaxed);
+        let got = file.read_two_at(&mut head, value, location.offset());
+        self.reading.fetch_sub(1, Ordering::Relaxed);
+        let got = got.map_err(|err| Error::io(format!("read {}", segment.path.display()), err))?;
         let damaged = |what: &str| {
             Err(Error::new(
                 ErrorKind::Corrupt,
@@ -359,7 +405,7 @@ impl SegmentFiles {
     }
 
     /// The records as the summaries of a sealed segment tell them; `None` where there is no seal or a summary does not read back.
-    fn summarised(&self, segment: &Arc<Segment>, end: u64) -> Result<Option<Vec<Summarised>>> {
+    pub(super) fn summarised(&self, segment: &Arc<Segment>, end: u64) -> Result<Option<Vec<Summarised>>> {
         let Some(seal_at) = end.checked_sub(seal_bytes()).filter(|&at| at >= RECORDS_START) else { return Ok(None) };
         let Some((seal, _)) = self.record_at(segment, seal_at)?.filter(|(header, _)| header.kind == Kind::Seal) else {
             return Ok(None);
