@@ -35,6 +35,7 @@ func gone(t *testing.T, dir string) {
 }
 
 func TestTwentyReposSideBySideLeaveNoProcess(t *testing.T) {
+	t.Parallel()
 	dir := agenttest.Temp(t)
 	t.Cleanup(func() { agenttest.KillAgents(t, dir) })
 	const repos = 20
@@ -71,6 +72,7 @@ func TestTwentyReposSideBySideLeaveNoProcess(t *testing.T) {
 }
 
 func TestTwoThatRaceGetOneAgent(t *testing.T) {
+	t.Parallel()
 	dir := agenttest.Temp(t)
 	t.Cleanup(func() { agenttest.KillAgents(t, dir) })
 	n := agenttest.Init(t, dir)
@@ -100,6 +102,7 @@ func TestTwoThatRaceGetOneAgent(t *testing.T) {
 }
 
 func TestAnOperatorsAgentIsUsedAndNeverStopped(t *testing.T) {
+	t.Parallel()
 	n := agenttest.Serve(t)
 	pid := n.Pid()
 	d, err := datastore.Open(t.Context(), starting(n))
@@ -119,6 +122,7 @@ func TestAnOperatorsAgentIsUsedAndNeverStopped(t *testing.T) {
 }
 
 func TestAKilledAutostartedAgentIsStartedAgainUnderItsClient(t *testing.T) {
+	t.Parallel()
 	dir := agenttest.Temp(t)
 	t.Cleanup(func() { agenttest.KillAgents(t, dir) })
 	n := agenttest.Init(t, dir)
@@ -140,6 +144,7 @@ func TestAKilledAutostartedAgentIsStartedAgainUnderItsClient(t *testing.T) {
 }
 
 func TestAnOperatorsAgentTakesOverAndItsClientsGoOn(t *testing.T) {
+	t.Parallel()
 	dir := agenttest.Temp(t)
 	t.Cleanup(func() { agenttest.KillAgents(t, dir) })
 	n := agenttest.Init(t, dir)
@@ -164,6 +169,7 @@ func TestAnOperatorsAgentTakesOverAndItsClientsGoOn(t *testing.T) {
 }
 
 func TestAnAgentThatCannotStartSaysWhyAtOnce(t *testing.T) {
+	t.Parallel()
 	n := agenttest.Init(t, agenttest.Temp(t))
 	if err := os.WriteFile(filepath.Join(n.Path, "basalt.toml"), []byte("[node]\ndurabilty = \"strict\"\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -179,6 +185,7 @@ func TestAnAgentThatCannotStartSaysWhyAtOnce(t *testing.T) {
 }
 
 func TestAnOwnerThatDoesNotServeIsNamed(t *testing.T) {
+	t.Parallel()
 	n := agenttest.Init(t, agenttest.Temp(t))
 	// Another process has the owner's lock and serves nothing.
 	holder := exec.Command("flock", filepath.Join(n.Path, "lock"), "-c", "echo pid $PPID > "+filepath.Join(n.Path, "lock")+"; echo held; read x")

@@ -37,6 +37,7 @@ type fake struct {
 	// What to do wrong; each is asked with the lock held.
 	onDelete func() (breakAfter bool)
 	onQuery  func(req *basaltv1.QueryRequest) (chunks int) // break after that many chunks; -1: don't
+	breaking <-chan struct{}                               // if set, onQuery's break waits for it: what was sent before has arrived then
 	endEarly bool                                          // end a query's stream without `complete`
 	fail     func(method string) error
 	kind     string // every Get fails with this kind
@@ -221,10 +222,13 @@ func (f *fake) Query(r *basaltv1.QueryRequest, stream grpc.ServerStreamingServer
 	for _, k := range keys {
 		entries = append(entries, &basaltv1.Entry{Key: k, Value: f.data[k], Size: int64(len(f.data[k]))})
 	}
-	endEarly := f.endEarly
+	breaking, endEarly := f.breaking, f.endEarly
 	f.mu.Unlock()
 	for sent := 0; len(entries) > 0; sent++ {
 		if sent == breakAfter {
+			if breaking != nil {
+				<-breaking
+			}
 			go f.restart()
 			<-stream.Context().Done()
 			return status.Error(codes.Unavailable, "cut")

@@ -257,9 +257,11 @@ func TestAnOrderedQueryThatBreaksIsAnErrorNeverAShortList(t *testing.T) {
 		f := newFake(t)
 		d := f.open()
 		fill(t, d, 20)
-		f.onQuery = func(*basaltv1.QueryRequest) int { return 2 }
+		arrived := make(chan struct{})
+		f.onQuery, f.breaking = func(*basaltv1.QueryRequest) int { return 2 }, arrived
 		r, err := d.Query(t.Context(), q)
 		must(t, err)
+		close(arrived) // a query of which nothing has come yet may begin again
 		if entries, err := r.Rest(); !errors.Is(err, datastore.ErrUnavailable) {
 			t.Fatalf("%s: %d entries, %v", q, len(entries), err)
 		}

@@ -7,10 +7,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -121,6 +123,22 @@ func (r *repo) holds(cid string, want []byte) {
 	r.t.Helper()
 	if got := r.cat(cid); !bytes.Equal(got, want) {
 		r.t.Fatalf("cat %s gives %d bytes that are not the %d that were added", cid, len(got), len(want))
+	}
+}
+
+// holdsAll is holds of many by one command, for each has to start a Kubo.
+func (r *repo) holdsAll(files map[string][]byte) {
+	r.t.Helper()
+	cids := slices.Sorted(maps.Keys(files))
+	var want []byte
+	for _, cid := range cids {
+		want = append(want, files[cid]...)
+	}
+	if out, errs, err := r.try(nil, append([]string{"cat"}, cids...)...); err != nil || out != string(want) {
+		for _, cid := range cids {
+			r.holds(cid, files[cid]) // names it
+		}
+		r.t.Fatalf("cat of %d files gives %d bytes that are not the %d that were added, though each of them is there: %v\n%s", len(cids), len(out), len(want), err, errs)
 	}
 }
 

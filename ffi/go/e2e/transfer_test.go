@@ -44,6 +44,7 @@ func flatfs(t *testing.T) (r *repo, cid string, data []byte) {
 }
 
 func TestAnImportBehindALiveDaemonIsRefusedUnlessItIsAllowed(t *testing.T) {
+	t.Parallel()
 	source, cid, data := flatfs(t)
 	car, _, err := source.try(nil, "dag", "export", cid)
 	if err != nil {
@@ -85,6 +86,7 @@ func TestAnImportBehindALiveDaemonIsRefusedUnlessItIsAllowed(t *testing.T) {
 }
 
 func TestWhatIsExportedIsWhatKuboReads(t *testing.T) {
+	t.Parallel()
 	r := made(t, "basalt")
 	data := random(41, 2<<20+1)
 	cid := r.run("add", "-Q", r.file("data", data))

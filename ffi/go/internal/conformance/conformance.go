@@ -19,16 +19,27 @@ type Node interface {
 // Way makes a node in a folder, with the flags of `basalt init`, and says how it is reached.
 type Way func(t testing.TB, dir string, flags ...string) Node
 
-// Run runs all promises over a way.
+// promise is one test of a way to a node.
+type promise struct {
+	name string
+	test func(*testing.T, Way)
+}
+
+// Run runs all promises over a way. Promises run beside one another: one caller waits for one answer most of the time. The suite's size
+// is one variable of the process, so what runs it in full and what runs it in small are two groups.
 func Run(t *testing.T, way Way) {
-	for _, p := range []struct {
-		name string
-		test func(*testing.T, Way)
-	}{
+	group := func(name string, promises []promise) {
+		t.Run(name, func(t *testing.T) {
+			for _, p := range promises {
+				t.Run(p.name, func(t *testing.T) {
+					t.Parallel()
+					p.test(t, way)
+				})
+			}
+		})
+	}
+	group("InFull", []promise{
 		{"SuiteOnTheWholeNode", suiteOnTheWholeNode},
-		{"SuiteMountedAtRoot", suiteMountedAtRoot},
-		{"SuiteMountedAtBlocksBesideAMap", suiteMountedAtBlocksBesideAMap},
-		{"SuiteOnTheShardsLogs", suiteOnTheShardsLogs},
 		{"BlocksReachTheShardsAndNothingElse", blocksReachTheShardsAndNothingElse},
 		{"TheNodeAnswersAsTheMapStoreDoes", theNodeAnswersAsTheMapStoreDoes},
 		{"TheViewsOfANodeAnswerAsTheMapStoreDoes", theViewsOfANodeAnswerAsTheMapStoreDoes},
@@ -40,9 +51,13 @@ func Run(t *testing.T, way Way) {
 		{"CheckScrubAndCollectGarbagePassOnASoundNode", checkScrubAndCollectGarbagePassOnASoundNode},
 		{"BadKeysAreRefusedByName", badKeysAreRefusedByName},
 		{"AnOversizeValueIsRefusedAndTheNodeGoesOn", anOversizeValueIsRefusedAndTheNodeGoesOn},
-	} {
-		t.Run(p.name, func(t *testing.T) { p.test(t, way) })
-	}
+	})
+	elements(t, few)
+	group("InSmall", []promise{
+		{"SuiteMountedAtRoot", suiteMountedAtRoot},
+		{"SuiteMountedAtBlocksBesideAMap", suiteMountedAtBlocksBesideAMap},
+		{"SuiteOnTheShardsLogs", suiteOnTheShardsLogs},
+	})
 }
 
 func must(t *testing.T, err error) {

@@ -7,6 +7,10 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"os"
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -20,7 +24,7 @@ import (
 	dstest "github.com/ipfs/go-datastore/test"
 )
 
-// elements sets the suite's size for one test. Of SubtestCombinations, some 460,000 calls at full size, one run is in full.
+// elements sets the suite's size until the test ends. Of SubtestCombinations, some 460,000 calls at full size, one run is in full.
 func elements(t *testing.T, count int) {
 	before := dstest.ElemCount
 	dstest.ElemCount = min(before, count)
@@ -34,13 +38,11 @@ func suiteOnTheWholeNode(t *testing.T, serve Way) {
 }
 
 func suiteMountedAtRoot(t *testing.T, serve Way) {
-	elements(t, few)
 	d := serve(t, agenttest.Temp(t)).Open("root")
 	dstest.SubtestAll(t, mount.New([]mount.Mount{{Prefix: ds.NewKey("/"), Datastore: d}}))
 }
 
 func suiteMountedAtBlocksBesideAMap(t *testing.T, serve Way) {
-	elements(t, few)
 	n := serve(t, agenttest.Temp(t))
 	beside := dssync.MutexWrap(ds.NewMapDatastore())
 	mounted := mount.New([]mount.Mount{
@@ -57,9 +59,14 @@ func suiteMountedAtBlocksBesideAMap(t *testing.T, serve Way) {
 }
 
 // OnDisk runs the suite on a disk's file system: where BASALT_TEST_DISK says, else the machine's place for temporary files. Once is
-// enough: a way to a node does not know what is under it, and flushes take their time.
+// enough: a way to a node does not know what is under it, and flushes take their time; so SubtestCombinations is left out.
 func OnDisk(t *testing.T, serve Way) {
 	elements(t, few)
+	all := dstest.BasicSubtests
+	t.Cleanup(func() { dstest.BasicSubtests = all })
+	dstest.BasicSubtests = slices.DeleteFunc(slices.Clone(all), func(f func(*testing.T, ds.Datastore)) bool {
+		return strings.HasSuffix(runtime.FuncForPC(reflect.ValueOf(f).Pointer()).Name(), ".SubtestCombinations")
+	})
 	base := os.Getenv("BASALT_TEST_DISK")
 	n := serve(t, agenttest.TempIn(t, base))
 	dstest.SubtestAll(t, n.Open("root"))
@@ -146,7 +153,6 @@ func (b *multihashedBatch) Delete(ctx context.Context, k ds.Key) error {
 }
 
 func suiteOnTheShardsLogs(t *testing.T, serve Way) {
-	elements(t, few)
 	n := serve(t, agenttest.Temp(t), "--shards", "2")
 	dstest.SubtestAll(t, &multihashed{Batching: n.Open("blocks"), back: map[ds.Key]ds.Key{}})
 	if st := n.Status(); st.Blocks != 0 || st.Keyspace.GetKeys() != 0 {
