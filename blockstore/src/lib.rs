@@ -21,7 +21,7 @@ mod error;
 mod multihash;
 mod options;
 mod shard;
-mod sync;
+pub mod sync;
 
 pub use buffer::{Buffer, FixedBuffer};
 pub use digest::{Digest, verify_digest};

@@ -6,7 +6,7 @@
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -15,6 +15,7 @@ use basalt_blockstore::{
     Buffer, Durability, Error, ErrorKind, OnCorrupt, Options as StoreOptions, Result, Store,
     disk::Clock,
     store::{Env, Meta, Op, Stats, Ticket},
+    sync::{Mutex, RwLock},
 };
 
 use crate::{Key, Options};
@@ -128,7 +129,7 @@ impl Keyspace {
     /// Writes changes as one record, atomic at a crash. The caller has seen to what must be durable before.
     pub(crate) fn apply(&self, changes: &[Change]) -> Result<Ticket> {
         if let [Change::Expire { key, expires_unix_ms }] = changes {
-            let _alone = self.read_then_write.write().unwrap_or_else(PoisonError::into_inner);
+            let _alone = self.read_then_write.write();
             let mut value = Vec::new();
             self.get(key, &mut value)?;
             let key = key.as_str().as_bytes();
@@ -144,7 +145,7 @@ impl Keyspace {
             }
         });
         let ops: Vec<Op<'_>> = ops.collect::<Result<_>>()?;
-        let _with_others = self.read_then_write.read().unwrap_or_else(PoisonError::into_inner);
+        let _with_others = self.read_then_write.read();
         self.submit(changes, &ops)
     }
 
@@ -182,9 +183,9 @@ impl Keyspace {
 
     /// Looks at up to `limit` keys, from where the last call ended, and deletes those that have expired; returns how many.
     pub(crate) fn sweep_expired(&self, limit: usize) -> Result<u64> {
-        let mut sweep_after = self.sweep_after.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sweep_after = self.sweep_after.lock();
         // Alone, so that a key that is written anew meanwhile is not deleted.
-        let _alone = self.read_then_write.write().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.read_then_write.write();
         let expired = self.store.scan_expired(sweep_after.as_deref(), limit)?;
         let ops: Vec<Op<'_>> = expired.keys.iter().map(|key| Op::Delete { key }).collect();
         if !ops.is_empty() {

@@ -7,13 +7,15 @@
 use std::{
     fmt,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    thread::JoinHandle,
 };
 
-use basalt_blockstore::{Error, Result};
+use basalt_blockstore::{
+    Error, Result,
+    sync::{Condvar, Mutex, MutexGuard, thread},
+};
 use basalt_sharding::ShardSet;
 
 use crate::Stores;
@@ -68,14 +70,14 @@ impl Barrier {
                 return outcome;
             } else {
                 rounds.waiting += 1;
-                rounds = self.ended.wait(rounds).unwrap_or_else(PoisonError::into_inner);
+                rounds = self.ended.wait(rounds);
                 rounds.waiting -= 1;
             }
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Rounds> {
-        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rounds.lock()
     }
 }
 
@@ -108,7 +110,7 @@ impl fmt::Debug for Job {
 #[derive(Debug)]
 pub(crate) struct Later {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
 #[derive(Debug, Default)]
@@ -130,7 +132,7 @@ impl Later {
     pub(crate) fn start(stores: Arc<Stores>) -> Result<Later> {
         let shared = Arc::new(Shared::default());
         let of_thread = shared.clone();
-        let thread = std::thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("basalt-order".into())
             .spawn(move || of_thread.run(&stores))
             .map_err(|err| Error::io("start the thread that orders metadata behind blocks", err))?;
@@ -160,10 +162,10 @@ impl Later {
     pub(crate) fn stop(&self) {
         self.shared.lock().stopped = true;
         self.shared.changed.notify_one();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().take();
         // The thread itself comes here where a callback that it runs lets go of the datastore: then it ends by itself.
         if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
+            && thread.thread().id() != thread::current().id()
             && thread.join().is_err()
         {
             tracing::error!("the thread that orders metadata behind blocks has panicked");
@@ -173,7 +175,7 @@ impl Later {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     fn run(&self, stores: &Stores) {
@@ -183,7 +185,7 @@ impl Shared {
                 if queue.stopped {
                     return;
                 }
-                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = self.changed.wait(queue);
             }
             let jobs = std::mem::take(&mut queue.jobs);
             queue.bytes = 0;

@@ -389,7 +389,7 @@ fn pin_key(pin: u8) -> Key {
 fn run(seed: u64, durability: Durability, cut: u64) -> u64 {
     let mut world = World::new(seed, durability, cut);
     if std::env::var_os("CUT").is_some() {
-        world.disk.record_trace();
+        world.disk.record_trace(true);
     }
     let mut rng = SimRng::new(seed);
     if cut > 0 {

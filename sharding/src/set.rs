@@ -9,6 +9,7 @@ use std::{
 use basalt_blockstore::{
     Buffer, Error, ErrorKind, Multihash, Options, Result, Shard,
     store::{Env, Op, Stats, Ticket},
+    sync::thread,
 };
 
 use crate::{
@@ -267,10 +268,10 @@ fn is_dirty(shard: &Shard) -> bool {
 /// Runs `work` on a thread for each item, the last one on this thread; the results are in order.
 fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let Some((last, others)) = items.split_last() else { return Vec::new() };
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let threads: Vec<_> = others.iter().map(|item| scope.spawn(|| work(item))).collect();
         let last = work(last);
-        let join = |thread: std::thread::ScopedJoinHandle<'_, R>| {
+        let join = |thread: thread::ScopedJoinHandle<'_, R>| {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
         threads.into_iter().map(join).chain([last]).collect()

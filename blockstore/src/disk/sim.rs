@@ -1,8 +1,11 @@
 //! A disk in memory that forgets as a real one may.
 //!
-//! What was written and not synced may be lost, kept or torn at sector boundaries, in any order, when the power goes. Names are
+//! What was written and not synced may be lost, kept or torn at sector or page boundaries, in any order, when the power goes. Names are
 //! durable only once their folder is synced. A sync can fail, and then what it should have made durable never is, although it still
-//! reads back. Every operation is a step; a step can be made to fail, or to be the last one before the crash.
+//! reads back. Every operation is a step; a step can be made to fail, or to be the last one before the crash. Reads are counted apart, and can
+//! fail too.
+//!
+//! The disk may also be a ZFS one: then a crash goes back to a transaction group (which comes at any step), and adds what was synced since.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,6 +19,12 @@ use crate::sync::Mutex;
 
 /// Bytes that a drive writes all or nothing.
 const SECTOR: usize = 512;
+
+/// Sectors of a page, which a kernel writes back as a whole.
+const PAGE_SECTORS: usize = 8;
+
+/// On ZFS, a transaction group ends at one step in so many.
+const STEPS_PER_TXG: u64 = 40;
 
 /// A small deterministic generator (splitmix64), so that a seed gives the whole run.
 #[derive(Clone, Debug)]
@@ -90,7 +99,12 @@ struct State {
     dirs: BTreeSet<PathBuf>,
     steps: u64,
     faults: BTreeMap<u64, Fault>,
+    reads: u64,
+    failing_reads: BTreeMap<u64, io::ErrorKind>,
     cut: bool,
+    /// On ZFS: what says at which steps a transaction group ends.
+    txg: Option<SimRng>,
+    threads: bool,
     available: Option<u64>,
     trace: Option<Vec<String>>,
     now_ns: u64,
@@ -107,6 +121,18 @@ impl SimDisk {
         SimDisk::default()
     }
 
+    /// An empty disk that forgets as ZFS does.
+    pub fn zfs(seed: u64) -> SimDisk {
+        let disk = SimDisk::new();
+        disk.0.lock().txg = Some(SimRng::new(seed));
+        disk
+    }
+
+    /// Whether stores have background threads; only where a scheduler drives them.
+    pub fn set_threads(&self, threads: bool) {
+        self.0.lock().threads = threads;
+    }
+
     /// Operations so far.
     pub fn steps(&self) -> u64 {
         self.0.lock().steps
@@ -117,9 +143,18 @@ impl SimDisk {
         self.0.lock().faults.insert(step, fault);
     }
 
+    /// Makes the read that comes after `reads` more of them fail.
+    pub fn fail_read(&self, reads: u64, kind: io::ErrorKind) {
+        let mut state = self.0.lock();
+        let at = state.reads + reads + 1;
+        state.failing_reads.insert(at, kind);
+    }
+
     /// Forgets all faults that have not struck.
     pub fn clear_faults(&self) {
-        self.0.lock().faults.clear();
+        let mut state = self.0.lock();
+        state.faults.clear();
+        state.failing_reads.clear();
     }
 
     /// Whether the power is gone.
@@ -137,9 +172,9 @@ impl SimDisk {
         self.0.lock().now_ns += ns;
     }
 
-    /// Begins to record every step.
-    pub fn record_trace(&self) {
-        self.0.lock().trace = Some(Vec::new());
+    /// Whether every step is recorded from now on.
+    pub fn record_trace(&self, record: bool) {
+        self.0.lock().trace = record.then(Vec::new);
     }
 
     /// The steps recorded.
@@ -152,9 +187,14 @@ impl SimDisk {
         let mut state = self.0.lock();
         state.cut = false;
         state.faults.clear();
-        if loss == Loss::Process {
-            return;
-        }
+        state.failing_reads.clear();
+        let loss = match loss {
+            Loss::Process => return,
+            // A transaction group is there as a whole or not at all.
+            Loss::Random if state.txg.is_some() => [Loss::Everything, Loss::Nothing][usize::from(rng.one_in(4))],
+            loss => loss,
+        };
+        let unit = if rng.one_in(2) { 1 } else { PAGE_SECTORS };
         let mut paths: BTreeSet<PathBuf> = state.names.keys().cloned().collect();
         paths.extend(state.durable_names.keys().cloned());
         let mut names = BTreeMap::new();
@@ -191,12 +231,11 @@ impl SimDisk {
             if inode.length_dirty && keep_length {
                 image.resize(inode.data.len(), 0);
             }
+            let (mut drawn, mut keep) = (None, loss == Loss::Nothing);
             for sector in dirty {
-                let keep = match loss {
-                    Loss::Everything | Loss::Process => false,
-                    Loss::Nothing => true,
-                    Loss::Random => rng.one_in(2),
-                };
+                if loss == Loss::Random && drawn != Some(sector / unit) {
+                    (drawn, keep) = (Some(sector / unit), rng.one_in(2));
+                }
                 let from = sector * SECTOR;
                 let to = (from + SECTOR).min(inode.data.len());
                 if !keep || from >= to {
@@ -261,6 +300,9 @@ impl State {
             return Err(io::Error::other("the power is gone"));
         }
         self.steps += 1;
+        if self.txg.as_mut().is_some_and(|rng| rng.one_in(STEPS_PER_TXG)) {
+            self.end_txg();
+        }
         if let Some(trace) = &mut self.trace {
             trace.push(format!("{} {}", self.steps, what()));
         }
@@ -271,6 +313,15 @@ impl State {
                 self.cut = true;
                 Err(io::Error::other("the power is gone"))
             }
+        }
+    }
+}
+
+impl State {
+    fn end_txg(&mut self) {
+        self.durable_names = self.names.clone();
+        for inode in self.inodes.values_mut() {
+            inode.make_durable();
         }
     }
 }
@@ -344,6 +395,10 @@ impl Disk for SimDisk {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
         state.step(|| format!("sync folder {}", name(dir)))?;
+        if state.txg.is_some() {
+            state.durable_names = state.names.clone();
+            return Ok(());
+        }
         let durable: Vec<_> =
             state.names.iter().filter(|(path, _)| path.parent() == Some(dir)).map(|(p, i)| (p.clone(), *i)).collect();
         state.durable_names.retain(|path, _| path.parent() != Some(dir));
@@ -372,6 +427,18 @@ impl SimFile {
 }
 
 impl Inode {
+    fn make_durable(&mut self) {
+        let mut durable = std::mem::take(&mut self.durable);
+        durable.resize(self.data.len(), 0);
+        for sector in std::mem::take(&mut self.dirty) {
+            let from = (sector * SECTOR).min(self.data.len());
+            let to = (from + SECTOR).min(self.data.len());
+            durable[from..to].copy_from_slice(&self.data[from..to]);
+        }
+        self.durable = durable;
+        self.length_dirty = false;
+    }
+
     fn write(&mut self, bytes: &[u8], offset: usize) {
         let end = offset + bytes.len();
         if self.data.len() < end {
@@ -385,6 +452,14 @@ impl Inode {
 
 impl File for SimFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        {
+            let mut state = self.disk.0.lock();
+            state.reads += 1;
+            let number = state.reads;
+            if let Some(kind) = state.failing_reads.remove(&number) {
+                return Err(kind.into());
+            }
+        }
         self.with(|inode| {
             let from = (offset as usize).min(inode.data.len());
             let n = buffer.len().min(inode.data.len() - from);
@@ -408,23 +483,27 @@ impl File for SimFile {
 
     fn sync(&self) -> io::Result<()> {
         let failed = self.step(|| "sync".to_owned()).err();
-        self.with(|inode| {
-            if let Some(err) = failed {
-                // The kernel marks the pages clean: they read back, and no later sync will write them.
-                inode.dirty.clear();
-                inode.length_dirty = false;
-                return Err(err);
+        let is_zfs = {
+            let mut state = self.disk.0.lock();
+            if state.txg.is_some() && failed.is_none() {
+                // The log of intents has what happened to names, in order, before what it has of this file.
+                state.durable_names = state.names.clone();
             }
-            let mut durable = std::mem::take(&mut inode.durable);
-            durable.resize(inode.data.len(), 0);
-            for sector in std::mem::take(&mut inode.dirty) {
-                let from = (sector * SECTOR).min(inode.data.len());
-                let to = (from + SECTOR).min(inode.data.len());
-                durable[from..to].copy_from_slice(&inode.data[from..to]);
+            state.txg.is_some()
+        };
+        self.with(|inode| match failed {
+            Some(err) => {
+                if !is_zfs {
+                    // The kernel marks the pages clean: they read back, and no later sync will write them.
+                    inode.dirty.clear();
+                    inode.length_dirty = false;
+                }
+                Err(err)
             }
-            inode.durable = durable;
-            inode.length_dirty = false;
-            Ok(())
+            None => {
+                inode.make_durable();
+                Ok(())
+            }
         })?
     }
 
@@ -469,7 +548,7 @@ impl Clock for SimDisk {
     }
 
     fn threads(&self) -> bool {
-        false
+        self.0.lock().threads
     }
 }
 

@@ -1,12 +1,9 @@
 //! An index in memory, alone or over one that must not be written: for stores opened for reading only (STORE 23).
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Change, Index};
-use crate::error::Result;
+use crate::{error::Result, sync::RwLock};
 
 type Map = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
@@ -25,14 +22,14 @@ impl OverlayIndex {
 
 impl Index for OverlayIndex {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        if let Some(change) = self.changes.read().unwrap_or_else(PoisonError::into_inner).get(key) {
+        if let Some(change) = self.changes.read().get(key) {
             return Ok(change.clone());
         }
         self.base.as_ref().map_or(Ok(None), |base| base.get(key))
     }
 
     fn write(&self, changes: &[Change]) -> Result<()> {
-        self.changes.write().unwrap_or_else(PoisonError::into_inner).extend(changes.iter().cloned());
+        self.changes.write().extend(changes.iter().cloned());
         Ok(())
     }
 
@@ -41,7 +38,7 @@ impl Index for OverlayIndex {
     }
 
     fn scan(&self, from: &[u8], each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<()> {
-        let changes = self.changes.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let changes = self.changes.read().clone();
         let mut ours = changes.range(from.to_vec()..).peekable();
         let mut go = true;
         if let Some(base) = &self.base {

@@ -1,8 +1,8 @@
 //! A model of the index with RocksDB's real promise and no more: after a crash it holds some prefix of the batches written, at least all
-//! up to the last flush.
+//! up to the last flush; or it is lost, or damaged. After a flush that failed it refuses writes for a while.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,9 +10,12 @@ use std::{
 use super::{Change, Index, IndexEngine};
 use crate::{
     disk::sim::{SimDisk, SimRng},
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     sync::Mutex,
 };
+
+/// Writes that are refused after a flush that failed.
+const REFUSES: u32 = 2;
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -22,6 +25,17 @@ struct State {
     /// Batches since, in order.
     unflushed: Vec<Vec<Change>>,
     live: Map,
+    damage: Option<Damage>,
+    /// Writes that will be refused.
+    refuses: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Damage {
+    /// It doesn't open.
+    Open,
+    /// It opens, and no key can be read.
+    Read,
 }
 
 /// What an index holds after a crash.
@@ -31,13 +45,15 @@ pub enum IndexLoss {
     Prefix,
     /// Nothing at all: the folder is gone.
     Everything,
+    /// It is there, and can't be opened or read.
+    Damaged,
 }
 
 /// Simulated indexes by folder. A flush counts as an operation of the disk, so a crash can come before or after it.
 #[derive(Clone, Debug)]
 pub struct SimEngine {
     disk: SimDisk,
-    indexes: Arc<Mutex<HashMap<PathBuf, Arc<Mutex<State>>>>>,
+    indexes: Arc<Mutex<BTreeMap<PathBuf, Arc<Mutex<State>>>>>,
 }
 
 impl SimEngine {
@@ -50,9 +66,14 @@ impl SimEngine {
     pub fn crash(&self, rng: &mut SimRng, loss: IndexLoss) {
         for state in self.indexes.lock().values() {
             let mut state = state.lock();
+            state.refuses = 0;
             if loss == IndexLoss::Everything {
                 *state = State::default();
                 continue;
+            }
+            // One that was never written has nothing to damage.
+            if loss == IndexLoss::Damaged && !(state.durable.is_empty() && state.unflushed.is_empty()) {
+                state.damage = Some([Damage::Open, Damage::Read][rng.below(2) as usize]);
             }
             let keep = rng.below(state.unflushed.len() as u64 + 1) as usize;
             let batches: Vec<_> = state.unflushed.drain(..).take(keep).collect();
@@ -74,6 +95,9 @@ fn apply(map: &mut Map, key: Vec<u8>, value: Option<Vec<u8>>) {
 impl IndexEngine for SimEngine {
     fn open(&self, dir: &Path, _read_only: bool) -> Result<Arc<dyn Index>> {
         let state = self.indexes.lock().entry(dir.to_owned()).or_default().clone();
+        if state.lock().damage == Some(Damage::Open) {
+            return Err(Error::new(ErrorKind::Corrupt, format!("the index {} is damaged", dir.display())));
+        }
         Ok(Arc::new(SimIndex { disk: self.disk.clone(), state }))
     }
 
@@ -91,11 +115,19 @@ struct SimIndex {
 
 impl Index for SimIndex {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        Ok(self.state.lock().live.get(key).cloned())
+        let state = self.state.lock();
+        if state.damage.is_some() {
+            return Err(Error::new(ErrorKind::Corrupt, "the index is damaged"));
+        }
+        Ok(state.live.get(key).cloned())
     }
 
     fn write(&self, changes: &[Change]) -> Result<()> {
         let mut state = self.state.lock();
+        if state.refuses > 0 {
+            state.refuses -= 1;
+            return Err(Error::new(ErrorKind::Io, "the index takes no writes since a flush of it failed"));
+        }
         for (key, value) in changes {
             apply(&mut state.live, key.clone(), value.clone());
         }
@@ -104,7 +136,10 @@ impl Index for SimIndex {
     }
 
     fn flush(&self) -> Result<()> {
-        self.disk.step("flush index").map_err(|err| Error::io("flush the index", err))?;
+        if let Err(err) = self.disk.step("flush index") {
+            self.state.lock().refuses = REFUSES;
+            return Err(Error::io("flush the index", err));
+        }
         let mut state = self.state.lock();
         let batches = std::mem::take(&mut state.unflushed);
         for (key, value) in batches.into_iter().flatten() {

@@ -84,11 +84,17 @@ impl Core {
     /// Flushes what is written, for all who wait, unless someone else is at it: then that one hands the lead on.
     pub(super) fn lead_flush(&self) {
         let mut log = self.log.lock();
-        if log.flushing || log.rolling || log.fenced.is_some() {
+        if log.fenced.is_some() {
+            return;
+        }
+        if log.flushing || log.rolling {
+            log.wanted = true;
             return;
         }
         let done = log.pop_durable();
         let Some(active) = log.active.as_ref().filter(|active| active.prefix > active.durable) else {
+            // What it waits for is still being written, by someone who may not wait for a flush.
+            log.wanted = !log.queue.is_empty();
             drop(log);
             complete(done);
             return;
@@ -103,20 +109,18 @@ impl Core {
         if let Err(err) = flushed {
             log = self.evacuate(log, err);
             let done = log.pop_durable();
+            let next = log.next_leader();
             drop(log);
             self.changed.notify_all();
             complete(done);
+            self.hand_on(next);
         } else {
             let done = self.made_durable(&mut log, target);
             let next = log.next_leader();
             drop(log);
             self.changed.notify_all();
             complete(done);
-            match next {
-                Some(next) if next.ask_to_lead() => {}
-                Some(_) => self.kick_from_leader(),
-                None => {}
-            }
+            self.hand_on(next);
         }
         // Someone who flushes the index at this moment must not hold up the writers; the next flush or step catches up.
         if let Some(applied) = self.applying.try_lock() {
@@ -124,10 +128,12 @@ impl Core {
         }
     }
 
-    fn kick_from_leader(&self) {
-        if self.env.clock.threads() {
-            self.work.lock().flush = true;
-            self.work_to_do.notify_one();
+    /// Lets `next` lead the next flush, or the background thread, where nobody waits for it.
+    pub(super) fn hand_on(&self, next: Option<Arc<Completion>>) {
+        if let Some(next) = next
+            && !next.ask_to_lead()
+        {
+            self.kick_flush();
         }
     }
 
@@ -148,9 +154,11 @@ impl Core {
         log.rolling = false;
         self.changed.notify_all();
         let done = log.pop_durable();
-        if !done.is_empty() {
+        let next = log.wanted_leader();
+        if !done.is_empty() || next.is_some() {
             drop(log);
             complete(done);
+            self.hand_on(next);
             log = self.log.lock();
         }
         rolled.map(|()| log)
@@ -643,6 +651,15 @@ impl Log {
             self.ready.push_back(group);
         }
         done
+    }
+
+    /// [`Log::next_leader`], if someone asked for a flush when there was nothing that could be flushed, and nobody is at it now.
+    pub(super) fn wanted_leader(&mut self) -> Option<Arc<Completion>> {
+        if !self.wanted || self.flushing || self.rolling || self.fenced.is_some() {
+            return None;
+        }
+        self.wanted = self.queue.iter().any(|group| group.completion.durable);
+        self.next_leader()
     }
 
     /// The first write that is written and waits for a flush.

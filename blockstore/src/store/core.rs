@@ -5,15 +5,16 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
-    hash::{BuildHasher, RandomState},
+    hash::BuildHasher,
     path::PathBuf,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use siphasher::sip::SipHasher13;
 use smallvec::SmallVec;
 
 use super::{
@@ -31,7 +32,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     index::Index,
     options::{Durability, OnCorrupt, Options},
-    sync::{Condvar, Mutex, MutexGuard},
+    sync::{Condvar, Mutex, MutexGuard, RwLock},
 };
 
 /// Pending writes are spread over this many locks, which also order the writes of one key.
@@ -55,7 +56,7 @@ pub(crate) struct Core {
     /// Gone once the store is closed, so that the folder can be opened again.
     index: RwLock<Option<Arc<dyn Index>>>,
     stripes: Vec<Mutex<Stripe>>,
-    hasher: RandomState,
+    hasher: Keyed,
     pub(super) segments: RwLock<BTreeMap<u64, Arc<Segment>>>,
     pub(super) log: Mutex<Log>,
     /// Something that a roll or a reservation waits for has changed.
@@ -92,7 +93,28 @@ pub(super) struct Space {
     pub(super) trust: u64,
 }
 
-type Stripe = HashMap<Key, SmallVec<[Pending; 1]>, RandomState>;
+pub(super) type Stripe = HashMap<Key, SmallVec<[Pending; 1]>>;
+
+/// Spreads keys over the stripes with a key of this process, so that nobody can aim at one of them; from the store's entropy, so that a simulation
+/// replays.
+#[derive(Debug)]
+struct Keyed([u8; 16]);
+
+impl Keyed {
+    fn new(env: &Env) -> Keyed {
+        let mut key = [0; 16];
+        env.random.fill(&mut key);
+        Keyed(key)
+    }
+}
+
+impl BuildHasher for Keyed {
+    type Hasher = SipHasher13;
+
+    fn build_hasher(&self) -> SipHasher13 {
+        SipHasher13::new_with_key(&self.0)
+    }
+}
 
 /// A write of a key that the index has not heard of.
 #[derive(Clone, Debug)]
@@ -124,6 +146,8 @@ pub(super) struct Log {
     pub(super) rolling: bool,
     /// Someone flushes.
     pub(super) flushing: bool,
+    /// Someone waits for a flush that could not begin when it was asked for.
+    pub(super) wanted: bool,
     /// Writes that are not durable yet, in the order of the log; all of the active segment.
     pub(super) queue: VecDeque<Group>,
     /// How many at the front of the queue are written without a gap below them.
@@ -262,7 +286,7 @@ impl Core {
             incarnation,
             index: RwLock::new(Some(index)),
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
-            hasher: RandomState::new(),
+            hasher: Keyed::new(env),
             segments: RwLock::new(segments),
             log: Mutex::new(log),
             changed: Condvar::default(),
@@ -314,12 +338,12 @@ impl Core {
     }
 
     pub(super) fn index(&self) -> Result<Arc<dyn Index>> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(|| self.closed_error())
+        self.index.read().clone().ok_or_else(|| self.closed_error())
     }
 
     /// Lets go of the index; whoever uses it at this moment finishes first.
     pub(super) fn release_index(&self) {
-        self.index.write().unwrap_or_else(PoisonError::into_inner).take();
+        self.index.write().take();
     }
 
     pub(super) fn closed_error(&self) -> Error {
@@ -327,15 +351,15 @@ impl Core {
     }
 
     pub(super) fn segment(&self, id: u64) -> Option<Arc<Segment>> {
-        self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.segments.read().get(&id).cloned()
     }
 
     pub(super) fn add_segment(&self, segment: Arc<Segment>) {
-        self.segments.write().unwrap_or_else(PoisonError::into_inner).insert(segment.id, segment);
+        self.segments.write().insert(segment.id, segment);
     }
 
     pub(super) fn remove_segment(&self, id: u64) {
-        self.segments.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.segments.write().remove(&id);
         self.files.forget(id);
     }
 

@@ -94,7 +94,7 @@ impl World {
         };
         let env = env(&disk, &index);
         if std::env::var("TRACE").is_ok() {
-            disk.record_trace();
+            disk.record_trace(true);
         }
         World { seed, disk, index, env, options, overwrite, keys: BTreeMap::new(), version: 0, log: Vec::new() }
     }
@@ -452,7 +452,7 @@ fn failed_operations_lose_nothing_acknowledged() {
 fn a_seed_gives_the_same_trace() {
     let trace = |seed| {
         let mut world = World::new(seed, Durability::Strict, false);
-        world.disk.record_trace();
+        world.disk.record_trace(true);
         let mut rng = SimRng::new(seed);
         let store = world.open().unwrap();
         for _ in 0..50 {

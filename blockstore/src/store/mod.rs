@@ -9,7 +9,6 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -20,7 +19,7 @@ use crate::{
     ground::{Ground, PlainGround},
     index::{IndexEngine, RocksEngine},
     options::{Durability, Options},
-    sync::Mutex,
+    sync::{Mutex, thread},
 };
 
 mod commit;
@@ -178,7 +177,7 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Store {
     core: Arc<Core>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
 impl Store {
@@ -376,8 +375,7 @@ impl Store {
 
     /// Ends the background thread and lets go of the index, so that the folder can be opened again.
     fn let_go(&self) {
-        self.core.closed.store(true, Ordering::Release);
-        self.core.work_to_do.notify_all();
+        self.core.set_closed();
         if let Some(thread) = self.thread.lock().take()
             && thread.join().is_err()
         {
@@ -396,9 +394,9 @@ impl Drop for Store {
 /// How often background work looks at the clock.
 const STEP: Duration = Duration::from_millis(100);
 
-fn background(core: &Arc<Core>) -> Result<JoinHandle<()>> {
+fn background(core: &Arc<Core>) -> Result<thread::JoinHandle<()>> {
     let weak: Weak<Core> = Arc::downgrade(core);
-    std::thread::Builder::new()
+    thread::Builder::new()
         .name("basalt-log".into())
         .spawn(move || {
             while let Some(core) = weak.upgrade() {
@@ -474,9 +472,17 @@ impl Core {
             return Ok(());
         }
         let outcome = if self.read_only { Ok(()) } else { self.close_log() };
-        self.closed.store(true, Ordering::Release);
-        self.work_to_do.notify_all();
+        self.set_closed();
         outcome
+    }
+
+    fn set_closed(&self) {
+        {
+            // Under the lock, so that the background thread doesn't begin to wait in between.
+            let _work = self.work.lock();
+            self.closed.store(true, Ordering::Release);
+        }
+        self.work_to_do.notify_all();
     }
 
     fn close_log(self: &Arc<Self>) -> Result<()> {

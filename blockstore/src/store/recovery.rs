@@ -126,6 +126,7 @@ pub(super) fn open(
         next_id,
         rolling: false,
         flushing: false,
+        wanted: false,
         queue: VecDeque::new(),
         written: 0,
         ready: VecDeque::new(),

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Op,
-    core::{ApplyOp, Core, Group, Key, Live, Log, Pending, PendingValue, live_bytes},
+    core::{ApplyOp, Core, Group, Key, Live, Log, Pending, PendingValue, Stripe, live_bytes},
     format::{FLAG_CONTINUES, FLAG_MOVED, Kind, RecordHeader, SummaryBuilder, crc32, record_bytes, seal_bytes},
     location::{Location, SEGMENT_BYTES_MAX},
     segment::Segment,
@@ -210,11 +210,7 @@ impl Core {
         Ok(())
     }
 
-    fn decide(
-        &self,
-        op: &Op<'_>,
-        stripe: &std::collections::HashMap<Key, smallvec::SmallVec<[Pending; 1]>, std::hash::RandomState>,
-    ) -> Result<Decision> {
+    fn decide(&self, op: &Op<'_>, stripe: &Stripe) -> Result<Decision> {
         let (key, value) = op.parts();
         let newest = self.newest(stripe, key)?;
         let victim = newest.as_ref().map_or(0, |(live, _)| live.location().segment());
@@ -486,11 +482,14 @@ impl Core {
             return Err(err);
         }
         let acknowledged = log.advance_written();
+        // Who waits for a flush of its own write leads it; here nobody might.
+        let next = if completion.durable { None } else { log.wanted_leader() };
         drop(log);
         self.changed.notify_all();
         for completion in acknowledged {
             completion.complete(Ok(()));
         }
+        self.hand_on(next);
         Ok(())
     }
 
@@ -517,6 +516,9 @@ impl Core {
         log.written = log.written.min(log.queue.len());
         self.env.unflushed.fetch_sub(returned, Ordering::Relaxed);
         let mut acknowledged = log.advance_written();
+        // A barrier that now ends where all is durable has nothing to wait for.
+        let done = log.pop_durable();
+        let next = log.wanted_leader();
         drop(log);
         for group in failed.iter().rev() {
             self.retract(&group.ops);
@@ -533,6 +535,10 @@ impl Core {
         for completion in acknowledged.drain(..) {
             completion.complete(Ok(()));
         }
+        for (completion, outcome) in done {
+            completion.complete(outcome);
+        }
+        self.hand_on(next);
     }
 
     /// Appends a copy of a live record for reclaim, if `still_live` says so of the newest state of its key. Returns whether it was moved.
