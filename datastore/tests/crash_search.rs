@@ -102,15 +102,17 @@ impl<T: Clone + PartialEq> States<T> {
             Ok(()) => {
                 self.before.push(std::mem::replace(&mut self.now, state));
                 if durable {
-                    self.durable();
+                    self.before.clear();
+                    // They are older in the log.
+                    self.attempted.clear();
                 }
             }
         }
     }
 
-    fn durable(&mut self) {
+    /// What it is now is durable. A write that failed may be so too.
+    fn settled(&mut self) {
         self.before.clear();
-        self.attempted.clear();
     }
 
     fn allows(&self, state: &Option<T>) -> bool {
@@ -475,14 +477,14 @@ impl Writer {
             self.pins.entry(pin).or_default().told(value, outcome, world.shape.durability != Durability::Relaxed);
         }
         if outcome.is_ok() && world.shape.durability == Durability::Ordered {
-            self.blocks.values_mut().filter(|states| states.now.is_some()).for_each(States::durable);
+            self.blocks.values_mut().filter(|states| states.now.is_some()).for_each(States::settled);
         }
     }
 
     /// A Sync returned, or a quiet moment as long as the bound on the delay.
     fn all_durable(&mut self) {
-        self.blocks.values_mut().for_each(States::durable);
-        self.pins.values_mut().for_each(States::durable);
+        self.blocks.values_mut().for_each(States::settled);
+        self.pins.values_mut().for_each(States::settled);
     }
 
     fn any_block(&self, rng: &mut SimRng) -> u8 {
@@ -593,7 +595,7 @@ impl Writer {
         if outcome.is_ok() {
             self.deleting.remove(&number);
             // The tombstone was written only after all metadata changed before was durable.
-            self.pins.values_mut().for_each(States::durable);
+            self.pins.values_mut().for_each(States::settled);
         }
     }
 
