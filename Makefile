@@ -5,7 +5,7 @@ export BASALT_ROOT := $(CURDIR)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help need build run test test-rust test-go test-run lint fmt bench kill-test power-cut clean
+.PHONY: help need build run test test-rust test-go test-run lint fmt bench crash-search kill-test power-cut clean
 
 go_module := $(dir $(wildcard ffi/go/go.mod))
 
@@ -39,6 +39,9 @@ lint: need ## formatting, clippy, gofmt, go vet, shell syntax
 fmt: ## format Rust and Go
 	. tools/env; cargo fmt --all
 	$(if $(go_module),gofmt -w $(go_module))
+
+crash-search: need ## cut the power before every disk operation of SEEDS=n workloads; SEED=0x… replays one
+	@tools/crash-search
 
 bench: build ## measure against raw disk and against flatfs; writes docs/benchmarks.md
 	@tools/bench

@@ -109,14 +109,16 @@ impl Core {
         if let Err(err) = flushed {
             log = self.evacuate(log, err);
             let done = log.pop_durable();
-            let next = log.next_leader();
+            log.wanted = true;
+            let next = log.wanted_leader();
             drop(log);
             self.changed.notify_all();
             complete(done);
             self.hand_on(next);
         } else {
             let done = self.made_durable(&mut log, target);
-            let next = log.next_leader();
+            log.wanted = true;
+            let next = log.wanted_leader();
             drop(log);
             self.changed.notify_all();
             complete(done);
