@@ -770,7 +770,7 @@ impl Core {
             files: &self.files,
             index: Some(self.index()?),
             rows: std::mem::take(&mut rows.rows),
-            segments: self.segments.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone(),
+            segments: self.segments.read().clone(),
             checkpoint: applied.checkpoint,
             next_sequence: self.env.sequence.load(Ordering::Acquire),
             rebuild: false,

@@ -9,12 +9,7 @@
 //! reads, is tried again later, and becomes a quarantine only when it persists for one record while the same file reads elsewhere: that is a
 //! bad sector, or ZFS without a good copy, which says EIO for every block that fails its checksum.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    ops::ControlFlow,
-    sync::{Arc, PoisonError},
-};
+use std::{collections::BTreeMap, io, ops::ControlFlow, sync::Arc};
 
 use super::{
     core::Core,
@@ -313,7 +308,7 @@ impl Core {
     ) -> Result<ControlFlow<()>> {
         let from = state.next.segment();
         let segment = {
-            let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+            let segments = self.segments.read();
             segments.range(from..=state.until.segment().max(from)).next().map(|(_, segment)| segment.clone())
         };
         let Some(segment) = segment.filter(|segment| segment.id <= state.until.segment()) else {
