@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    CHUNK_BYTES, blocking, settled,
+    CHUNK_BYTES, blocking, outcome, settled,
     status::status,
     stream::{self, Answers},
 };
@@ -44,17 +44,31 @@ impl Data {
     }
 
     /// Submits a write and awaits its outcome: here, or on the blocking pool while the store makes writers wait, because two of them would
-    /// hold both threads that serve.
+    /// hold both threads that serve. What failed only because another's write did is tried again (STORE 11).
     async fn write(
         &self,
-        submit: impl FnOnce(&Datastore) -> basalt_datastore::Result<Ticket> + Send + 'static,
+        submit: impl Fn(&Datastore) -> basalt_datastore::Result<Ticket> + Send + Sync + 'static,
     ) -> Result<(), Status> {
-        if self.node.writes_wait() {
-            let datastore = self.datastore().clone();
-            let ticket = blocking(move || submit(&datastore)).await?;
-            return settled(Ok(ticket)).await;
+        const TRIES: usize = 8;
+        let submit = Arc::new(submit);
+        for _ in 1..TRIES {
+            match outcome(self.submit(&submit).await?).await {
+                Err(err) if err.is_superseded() => {}
+                told => return told.map_err(status),
+            }
         }
-        settled(submit(self.datastore())).await
+        outcome(self.submit(&submit).await?).await.map_err(status)
+    }
+
+    async fn submit(
+        &self,
+        submit: &Arc<impl Fn(&Datastore) -> basalt_datastore::Result<Ticket> + Send + Sync + 'static>,
+    ) -> Result<Ticket, Status> {
+        if self.node.writes_wait() {
+            let (datastore, submit) = (self.datastore().clone(), submit.clone());
+            return blocking(move || submit(&datastore)).await;
+        }
+        submit(self.datastore()).map_err(status)
     }
 }
 

@@ -55,17 +55,19 @@ pub(crate) fn admin(node: &Arc<Node>) -> Gate<AdminServer<admin::Admin>> {
 
 /// Awaits what a write's durability class promises.
 async fn settled(ticket: basalt_datastore::Result<Ticket>) -> Result<(), Status> {
-    let (done, outcome) = tokio::sync::oneshot::channel();
-    ticket.map_err(status)?.then(move |outcome| {
+    outcome(ticket.map_err(status)?).await.map_err(status)
+}
+
+/// What became of a write; no thread waits for it.
+async fn outcome(ticket: Ticket) -> basalt_datastore::Result<()> {
+    let (done, told) = tokio::sync::oneshot::channel();
+    ticket.then(move |outcome| {
         // The client may have gone meanwhile: the write stands.
         let _ = done.send(outcome);
     });
-    match outcome.await {
-        Ok(outcome) => outcome.map_err(status),
-        Err(_) => {
-            Err(status(Error::new(ErrorKind::Unavailable, "the store ended before it said what became of the write")))
-        }
-    }
+    told.await.unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Unavailable, "the store ended before it said what became of the write"))
+    })
 }
 
 /// Runs what may take long off the threads that serve.
