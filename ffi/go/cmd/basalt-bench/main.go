@@ -1,4 +1,5 @@
-// Command basalt-bench measures a Basalt node from a Go program, as Kubo sees it, side by side with go-ds-flatfs.
+// Command basalt-bench measures a Basalt node from a Go program, as Kubo sees it, side by side with go-ds-flatfs: over gRPC, and by the C ABI
+// where it is built with that.
 //
 // One run, one process, rounds that interleave the stores, so that a disk or a neighbour that changes its mind hits all of them alike; a
 // ratio is taken within its round. The process holds a live heap as large as a busy Kubo's: with an empty one the collector runs every

@@ -31,13 +31,16 @@ type kind struct {
 // baseline is the fastest of Kubo's own stores that keeps what it has acknowledged.
 const baseline = "flatfs, sync"
 
+// inProcess are the stores of this process, where it is built with them.
+var inProcess []kind
+
 func kinds() []kind {
-	return []kind{
+	return append([]kind{
 		{name: baseline, durability: "each Put", open: openFlatfs(true)},
 		{name: "flatfs, no sync", durability: "none: its Sync does nothing", open: openFlatfs(false), writesOnly: true},
 		{name: "Basalt, gRPC, strict", durability: "strict", open: openAgent("strict")},
 		{name: "Basalt, gRPC, ordered", durability: "ordered", open: openAgent("ordered"), writesOnly: true},
-	}
+	}, inProcess...)
 }
 
 func openFlatfs(sync bool) func(string) (ds.Batching, func() error, error) {
@@ -50,16 +53,24 @@ func openFlatfs(sync bool) func(string) (ds.Batching, func() error, error) {
 	}
 }
 
+// initNode makes a node with the program `basalt`, and returns that program.
+func initNode(node, durability string) (bin string, err error) {
+	if bin, err = autostart.Binary(); err != nil {
+		return "", err
+	}
+	if text, err := exec.Command(bin, "init", "--durability", durability, node).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%s init: %w\n%s", bin, err, text)
+	}
+	return bin, nil
+}
+
 // openAgent makes a node, starts an agent for it and connects to it.
 func openAgent(durability string) func(string) (ds.Batching, func() error, error) {
 	return func(folder string) (ds.Batching, func() error, error) {
-		bin, err := autostart.Binary()
+		node := filepath.Join(folder, "node")
+		bin, err := initNode(node, durability)
 		if err != nil {
 			return nil, nil, err
-		}
-		node := filepath.Join(folder, "node")
-		if text, err := exec.Command(bin, "init", "--durability", durability, node).CombinedOutput(); err != nil {
-			return nil, nil, fmt.Errorf("%s init: %w\n%s", bin, err, text)
 		}
 		log, err := os.Create(filepath.Join(folder, "agent.log"))
 		if err != nil {
