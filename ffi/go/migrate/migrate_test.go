@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"basalt.dev/go/internal/agenttest"
@@ -242,6 +244,69 @@ func TestAMirrorHasEveryKeyAndNoOther(t *testing.T) {
 	if extra, err := again.extraBlocks(ctx); extra != 0 || err != nil {
 		t.Errorf("%d extra blocks, %v", extra, err)
 	}
+}
+
+// counting is a store that counts what would each be a flush.
+type counting struct {
+	ds.Batching
+	alone, commits atomic.Int64
+}
+
+type countingBatch struct {
+	ds.Batch
+	of *counting
+}
+
+func (c *counting) Put(ctx context.Context, key ds.Key, value []byte) error {
+	c.alone.Add(1)
+	return c.Batching.Put(ctx, key, value)
+}
+
+func (c *counting) Delete(ctx context.Context, key ds.Key) error {
+	c.alone.Add(1)
+	return c.Batching.Delete(ctx, key)
+}
+
+func (c *counting) Batch(ctx context.Context) (ds.Batch, error) {
+	b, err := c.Batching.Batch(ctx)
+	return &countingBatch{b, c}, err
+}
+
+func (b *countingBatch) Commit(ctx context.Context) error {
+	b.of.commits.Add(1)
+	return b.Batch.Commit(ctx)
+}
+
+func TestKeysAreCopiedAndRemovedManyAtATime(t *testing.T) {
+	ctx := t.Context()
+	from, rest := dssync.MutexWrap(ds.NewMapDatastore()), &counting{Batching: dssync.MutexWrap(ds.NewMapDatastore())}
+	const keys = 10*chunkKeys + 1
+	for i := range keys {
+		if err := from.Put(ctx, ds.NewKey(fmt.Sprintf("/local/%d", i)), []byte("v")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	node := agenttest.Serve(t, "--migrating", "--durability", "ordered").Open("migrate")
+	move := func(what string) {
+		t.Helper()
+		work := &mirror{from: from, node: node, rest: rest, report: &silent{}}
+		if err := work.run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if want, got := everything(t, from), everything(t, rest); !maps.Equal(want, got) {
+			t.Errorf("%s: %d keys, and %d in the new store", what, len(want), len(got))
+		}
+		if alone, commits := rest.alone.Swap(0), rest.commits.Swap(0); alone != 0 || commits != keys/chunkKeys+1 {
+			t.Errorf("%s: %d keys were written alone and the others in %d batches", what, alone, commits)
+		}
+	}
+	move("copied")
+	for i := range keys {
+		if err := from.Delete(ctx, ds.NewKey(fmt.Sprintf("/local/%d", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move("removed")
 }
 
 func TestANodeThatGivesBackSomethingElseIsNoticed(t *testing.T) {

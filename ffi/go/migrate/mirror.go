@@ -215,6 +215,54 @@ func (m *mirror) badOnes() []Bad {
 	return all
 }
 
+// writes are changes of one store on their way: committed together, because each commit is a flush, and each lone Put would be one too.
+type writes struct {
+	store ds.Batching
+	batch ds.Batch
+	count int
+	bytes int64
+	done  func(count int) // after each commit
+}
+
+func (w *writes) put(ctx context.Context, key ds.Key, value []byte) error {
+	return w.add(ctx, int64(len(value)), func(b ds.Batch) error { return b.Put(ctx, key, value) })
+}
+
+func (w *writes) delete(ctx context.Context, key ds.Key) error {
+	return w.add(ctx, 0, func(b ds.Batch) error { return b.Delete(ctx, key) })
+}
+
+func (w *writes) add(ctx context.Context, size int64, change func(ds.Batch) error) (err error) {
+	if w.batch == nil {
+		if w.batch, err = w.store.Batch(ctx); err != nil {
+			return err
+		}
+	}
+	if err := change(w.batch); err != nil {
+		return err
+	}
+	w.count++
+	if w.bytes += size; w.bytes >= batchMaxBytes || w.count >= chunkKeys {
+		return w.commit(ctx)
+	}
+	return nil
+}
+
+func (w *writes) commit(ctx context.Context) error {
+	if w.count == 0 {
+		return nil
+	}
+	if err := w.batch.Commit(ctx); err != nil {
+		return err
+	}
+	count := w.count
+	w.batch, w.count, w.bytes = nil, 0, 0
+	if w.done != nil {
+		w.done(count)
+	}
+	return nil
+}
+
 func (m *mirror) copy(ctx context.Context, keys []ds.Key) error {
 	var blocks, others []ds.Key
 	for _, key := range keys {
@@ -224,47 +272,24 @@ func (m *mirror) copy(ctx context.Context, keys []ds.Key) error {
 			others = append(others, key)
 		}
 	}
-	for _, key := range others {
-		value, err := m.read(ctx, key)
-		if err != nil {
-			return err
-		}
-		if value == nil {
-			continue
-		}
-		to := m.to(key)
-		switch there, err := to.Get(ctx, key); {
-		case err != nil && !errors.Is(err, ds.ErrNotFound):
-			return err
-		case err == nil && bytes.Equal(there, value):
-		default:
-			if err := to.Put(ctx, key, value); err != nil {
-				return err
-			}
-			m.copiedKeys.Add(1)
-		}
+	if err := m.copyBlocks(ctx, blocks); err != nil {
+		return err
 	}
-	m.at(len(others), 0)
+	return m.copyOthers(ctx, others)
+}
+
+func (m *mirror) copyBlocks(ctx context.Context, blocks []ds.Key) error {
 	if len(blocks) == 0 {
 		return nil
 	}
-
 	sizes, err := m.node.Sizes(ctx, blocks)
 	if err != nil {
 		return err
 	}
-	batch, waiting, waitingBytes := ds.Batch(nil), 0, int64(0)
-	commit := func() error {
-		if waiting > 0 {
-			if err := batch.Commit(ctx); err != nil {
-				return err
-			}
-			m.copiedBlocks.Add(int64(waiting))
-			reached("batch")
-		}
-		batch, waiting, waitingBytes = nil, 0, 0
-		return nil
-	}
+	to := writes{store: m.node, done: func(count int) {
+		m.copiedBlocks.Add(int64(count))
+		reached("batch")
+	}}
 	for i, key := range blocks {
 		if sizes[i] >= 0 {
 			m.at(1, 0)
@@ -278,22 +303,47 @@ func (m *mirror) copy(ctx context.Context, keys []ds.Key) error {
 		if value == nil {
 			continue
 		}
-		if batch == nil {
-			if batch, err = m.node.Batch(ctx); err != nil {
-				return err
-			}
-		}
-		if err := batch.Put(ctx, key, value); err != nil {
+		if err := to.put(ctx, key, value); err != nil {
 			return err
 		}
-		waiting++
-		if waitingBytes += int64(len(value)); waitingBytes >= batchMaxBytes {
-			if err := commit(); err != nil {
+	}
+	return to.commit(ctx)
+}
+
+func (m *mirror) copyOthers(ctx context.Context, others []ds.Key) error {
+	to := map[ds.Batching]*writes{}
+	for _, store := range m.targets() {
+		to[store] = &writes{store: store, done: func(count int) {
+			m.copiedKeys.Add(int64(count))
+			reached("keys")
+		}}
+	}
+	for _, key := range others {
+		value, err := m.read(ctx, key)
+		if err != nil {
+			return err
+		}
+		if value == nil {
+			continue
+		}
+		store := m.to(key)
+		switch there, err := store.Get(ctx, key); {
+		case err != nil && !errors.Is(err, ds.ErrNotFound):
+			return err
+		case err == nil && bytes.Equal(there, value):
+		default:
+			if err := to[store].put(ctx, key, value); err != nil {
 				return err
 			}
 		}
 	}
-	return commit()
+	for _, w := range to {
+		if err := w.commit(ctx); err != nil {
+			return err
+		}
+	}
+	m.at(len(others), 0)
+	return nil
 }
 
 // extra lists the keys that the old store doesn't have; not blocks, which do no harm and may be all that is left of something.
@@ -326,8 +376,9 @@ func (m *mirror) extra(ctx context.Context) ([]ds.Key, error) {
 }
 
 func (m *mirror) remove(ctx context.Context, keys []ds.Key) error {
-	for _, key := range keys {
-		for _, store := range m.targets() {
+	for _, store := range m.targets() {
+		from := writes{store: store}
+		for _, key := range keys {
 			there, err := m.from.Has(ctx, key)
 			if err != nil {
 				return err
@@ -335,9 +386,12 @@ func (m *mirror) remove(ctx context.Context, keys []ds.Key) error {
 			if there && m.to(key) == store {
 				continue
 			}
-			if err := store.Delete(ctx, key); err != nil {
+			if err := from.delete(ctx, key); err != nil {
 				return err
 			}
+		}
+		if err := from.commit(ctx); err != nil {
+			return err
 		}
 	}
 	return nil

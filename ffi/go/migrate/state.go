@@ -124,7 +124,7 @@ const KillEnv = "BASALT_MIGRATE_KILL_AT"
 
 // Steps and RollbackSteps are all steps that KillEnv knows, in their order.
 var (
-	Steps         = []string{"begun", "node-made", "batch", "copied", "verified", "kept", "switching", "config-written", "spec-written", "ready", "done"}
+	Steps         = []string{"begun", "node-made", "batch", "keys", "copied", "verified", "kept", "switching", "config-written", "spec-written", "ready", "done"}
 	RollbackSteps = []string{"rolling-back", "unready", "config-restored", "spec-restored", "rolled-back"}
 )
 
