@@ -152,6 +152,33 @@ const NEWER: &[u8] = &[
     2, 9, 9, 0x78, 0xac, 0x02, 0xa2, 0x06, 2, b'z', b'z', 0xad, 0x06, 1, 2, 3, 4,
 ];
 
+/// What this version has never heard of, as in [`NEWER`].
+const UNKNOWN: &[u8] = &[0x78, 0xac, 0x02, 0xa2, 0x06, 2, b'z', b'z', 0xad, 0x06, 1, 2, 3, 4];
+
+#[tokio::test]
+async fn recorded_requests_of_a_newer_client_are_done_as_far_as_they_are_known() {
+    let served = Served::start("");
+    let channel = channel(&served.node.sockets().unwrap().data).await;
+    let ask = async |method: &str, known: &[u8]| {
+        let mut raw = tonic::client::Grpc::new(channel.clone());
+        raw.ready().await.unwrap();
+        let path = PathAndQuery::try_from(format!("/basalt.v1.Datastore/{method}")).unwrap();
+        let frame = Bytes::from([known, UNKNOWN].concat());
+        raw.unary(tonic::Request::new(frame), path, Raw).await.map(tonic::Response::into_inner)
+    };
+    ask("Handshake", NEWER).await.unwrap();
+    // Key "/a" in field 1, value "x" in field 2.
+    ask("Put", &[0x0a, 2, b'/', b'a', 0x12, 1, b'x']).await.unwrap();
+    assert_eq!(ask("Get", &[0x0a, 2, b'/', b'a']).await.unwrap(), [0x0a, 1, b'x'][..]);
+    assert_eq!(ask("Has", &[0x0a, 2, b'/', b'a']).await.unwrap(), [0x08, 1][..]);
+    assert_eq!(ask("GetSize", &[0x0a, 2, b'/', b'a']).await.unwrap(), [0x08, 1][..]);
+    ask("Delete", &[0x0a, 2, b'/', b'a']).await.unwrap();
+    assert_eq!(ask("Has", &[0x0a, 2, b'/', b'a']).await.unwrap(), [][..]);
+    // A call that this version does not have is refused, and the connection serves on.
+    assert_eq!(ask("Weather", &[]).await.unwrap_err().code(), Code::Unimplemented);
+    ask("Sync", &[0x0a, 1, b'/']).await.unwrap();
+}
+
 #[tokio::test]
 async fn recorded_handshakes_of_older_and_newer_clients_are_understood() {
     for (frame, name, role) in [(OLDER, "old", ""), (NEWER, "new", "root")] {
