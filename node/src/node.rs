@@ -306,16 +306,19 @@ impl Node {
                 ));
             }
             let reserve = self.config.datastore.store.reserve_bytes;
-            if shard.available_bytes < reserve {
+            let spare = shard.available_bytes.saturating_sub(reserve);
+            // The largest value that may come must fit beside the reserve, or some puts are refused already.
+            if spare < self.config.datastore.store.value_bytes_max as u64 {
                 let message = format!(
-                    "shard {} has {} free, less than the reserve of {}: puts are refused",
+                    "shard {} has {} free, of which {} are kept for deletes: puts of more than {} are refused",
                     shard.id,
                     config::display_bytes(shard.available_bytes),
-                    config::display_bytes(reserve)
+                    config::display_bytes(reserve),
+                    config::display_bytes(spare)
                 );
                 conditions.push(condition(
                     "no-space",
-                    "critical",
+                    if spare == 0 { "critical" } else { "warning" },
                     message,
                     "free space: `ipfs repo gc`, older snapshots, a larger quota",
                 ));

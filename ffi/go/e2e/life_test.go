@@ -241,10 +241,12 @@ func TestAnOnlineDaemonKeepsItsKeystoresBesideTheNode(t *testing.T) {
 	})
 }
 
+// For ipfs-ffi too: where an operator's agent owns the node, it is a client like any other. (Where it hosts the node itself there is no
+// agent; what becomes of that node when Kubo is killed is another test's.)
 func TestTheAgentRestartsUnderARunningDaemon(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, profile string) {
-		r := made(t, profile)
+	eachWay(t, func(t *testing.T, way flavour, profile string) {
+		r := way.made(t, profile)
 		agenttest.KillAgents(t, r.dir)
 		n := r.node()
 		n.Start()
@@ -257,6 +259,9 @@ func TestTheAgentRestartsUnderARunningDaemon(t *testing.T) {
 			r.holds(cid, data)
 			r.run("pin", "add", cid)
 			r.run("repo", "stat")
+			if st := n.Status(); int(st.Pid) != n.Pid() || len(st.Clients) == 0 {
+				t.Errorf("served by pid %d, not by the agent, or Kubo is not its client: %v", st.Pid, st.Clients)
+			}
 		}
 		d.stop()
 		n.Stop()
@@ -274,6 +279,42 @@ func TestAnAutostartedAgentComesBackUnderARunningDaemon(t *testing.T) {
 	d.stop()
 	agenttest.Eventually(t, "no agent is left", func() error {
 		if pids := agenttest.Agents(t, r.dir); len(pids) > 0 {
+			return fmt.Errorf("pids %v", pids)
+		}
+		return nil
+	})
+}
+
+func TestTwentyReposMadeSideBySideLeaveNoProcess(t *testing.T) {
+	t.Parallel()
+	const repos = 20
+	first := bare(t)
+	var made sync.WaitGroup
+	for i := range repos {
+		r := *first
+		r.path = filepath.Join(r.dir, fmt.Sprint(i))
+		r.env = append(slices.Clone(first.env), "IPFS_PATH="+r.path)
+		made.Go(func() {
+			if _, errs, err := r.try(nil, "init", "--profile=test,"+profiles[i%len(profiles)]); err != nil {
+				t.Errorf("init %d: %v\n%s", i, err, errs)
+				return
+			}
+			out, errs, err := r.try(strings.NewReader(r.path), "add", "-Q")
+			if err != nil {
+				t.Errorf("add %d: %v\n%s", i, err, errs)
+				return
+			}
+			if got, errs, err := r.try(nil, "cat", strings.TrimSpace(out)); err != nil || got != r.path {
+				t.Errorf("cat %d: %q %v\n%s", i, got, err, errs)
+			}
+		})
+	}
+	made.Wait()
+	if agents := len(agenttest.Agents(t, first.dir)); agents > repos {
+		t.Errorf("%d agents for %d repos", agents, repos)
+	}
+	agenttest.Eventually(t, "no agent is left", func() error {
+		if pids := agenttest.Agents(t, first.dir); len(pids) > 0 {
 			return fmt.Errorf("pids %v", pids)
 		}
 		return nil
