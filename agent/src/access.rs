@@ -13,7 +13,10 @@ use basalt_blockstore::ErrorKind;
 use basalt_node::{Config, Host, Node, NodeFile, Server, client, lock::OwnerLock};
 use basalt_proto::v1::{StatusRequest, StatusResponse};
 
-use crate::exit::{Exit, Failure, Outcome};
+use crate::{
+    exit::{Exit, Failure, Outcome},
+    say::tell,
+};
 
 /// A client of the admin socket.
 pub type Admin = client::Admin;
@@ -44,10 +47,10 @@ struct Here {
 enum Opening {
     /// For a moment, without its lock.
     Glance,
-    /// For reading, with its lock where it can be had (not on a read-only mount).
-    Read,
-    /// For writing.
-    Write,
+    /// For reading by a command of that name, with the node's lock where it can be had (not on a read-only mount).
+    Read(&'static str),
+    /// For writing by a command of that name.
+    Write(&'static str),
 }
 
 impl Access {
@@ -56,14 +59,14 @@ impl Access {
         Access::reach(node, Opening::Glance).await
     }
 
-    /// For reading much: no owner can start meanwhile.
-    pub async fn open_for_reading(node: &Path) -> Outcome<Access> {
-        Access::reach(node, Opening::Read).await
+    /// For reading much: no owner can start meanwhile. One that tries is told the command's name ("basalt export").
+    pub async fn open_for_reading(node: &Path, command: &'static str) -> Outcome<Access> {
+        Access::reach(node, Opening::Read(command)).await
     }
 
-    /// For changing the node.
-    pub async fn open_for_writing(node: &Path) -> Outcome<Access> {
-        Access::reach(node, Opening::Write).await
+    /// For changing the node; as [`Access::open_for_reading`].
+    pub async fn open_for_writing(node: &Path, command: &'static str) -> Outcome<Access> {
+        Access::reach(node, Opening::Write(command)).await
     }
 
     /// Only if somebody serves the node.
@@ -110,19 +113,20 @@ impl Access {
         config.sockets.data_path = Some(sockets.path().join("data.sock"));
         config.sockets.admin_path = Some(sockets.path().join("admin.sock"));
         let lock = match opening {
-            Opening::Read => match OwnerLock::take(node, Host::Agent) {
+            Opening::Read(command) => match OwnerLock::take(node, Host::Command(command)) {
                 Ok(lock) => Some(lock),
                 Err(err) if err.kind() == ErrorKind::Locked => return Err(failed(err)),
                 // A read-only mount takes no lock file, and has no other owner.
                 Err(_) => None,
             },
-            Opening::Glance | Opening::Write => None,
+            Opening::Glance | Opening::Write(_) => None,
         };
         let path = node.to_path_buf();
         let private = config.sockets.clone();
         let opened = tokio::task::spawn_blocking(move || match opening {
-            Opening::Write => Node::open(&path, config, Host::Agent),
-            Opening::Glance | Opening::Read => Node::open_read_only(&path, config, Host::Agent),
+            Opening::Write(command) => Node::open(&path, config, Host::Command(command)),
+            Opening::Read(command) => Node::open_read_only(&path, config, Host::Command(command)),
+            Opening::Glance => Node::open_read_only(&path, config, Host::Command("basalt status")),
         });
         let opened = opened
             .await
@@ -190,7 +194,7 @@ fn config(node: &Path) -> Config {
     match crate::config::Loaded::load(node, &source) {
         Ok(loaded) => loaded.node,
         Err(failure) => {
-            eprintln!("basalt: going on with defaults, because {}", failure.message);
+            tell!("basalt: going on with defaults, because {}", failure.message);
             Config::default()
         }
     }

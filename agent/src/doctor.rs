@@ -28,6 +28,7 @@ use crate::{
     config::Loaded,
     exit::{Exit, Failure, Outcome},
     progress::bytes,
+    say::say,
 };
 
 /// Descriptors that an agent needs besides its segment files: connections, indexes, logs.
@@ -123,12 +124,12 @@ pub async fn doctor(node: &Path, options: &Doctor) -> Outcome {
                 json!({ "check": finding.check, "severity": finding.severity.name(), "message": finding.message, "remedy": finding.remedy })
             })
             .collect();
-        println!("{}", json!({ "problems": problems, "findings": list }));
+        say!("{}", json!({ "problems": problems, "findings": list }));
     } else {
         for finding in &findings.0 {
-            println!("{:<8} {:<10} {}", finding.severity.name(), finding.check, finding.message);
+            say!("{:<8} {:<10} {}", finding.severity.name(), finding.check, finding.message);
             if !finding.remedy.is_empty() {
-                println!("{:19} {}", "", finding.remedy);
+                say!("{:19} {}", "", finding.remedy);
             }
         }
     }

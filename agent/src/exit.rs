@@ -20,7 +20,7 @@ pub enum Exit {
 pub struct Failure {
     /// The exit code.
     pub exit: Exit,
-    /// What was tried, on what, why it failed, what to do.
+    /// What was tried, on what, why it failed, what to do. Empty: there is nobody to be told.
     pub message: String,
 }
 
@@ -47,6 +47,14 @@ impl Failure {
     pub fn io(action: impl fmt::Display, err: std::io::Error) -> Failure {
         let exit = if err.kind() == std::io::ErrorKind::NotFound { Exit::Absent } else { Exit::Failure };
         Failure { exit, message: format!("{action}: {err}") }
+    }
+
+    /// An error of writing to the standard output; quiet where its reader has heard enough.
+    pub fn output(err: std::io::Error) -> Failure {
+        match err.kind() {
+            std::io::ErrorKind::BrokenPipe => Failure::new(""),
+            _ => Failure::io("write to the standard output", err),
+        }
     }
 
     /// The same failure, with what was being done in front.

@@ -23,6 +23,7 @@ use crate::{
     exit::{Exit, Failure, Outcome},
     flatfs::FlatfsWriter,
     progress::{self, Progress, Unit},
+    say::{say, tell},
 };
 
 /// How often a page is listed again because a block of it was deleted meanwhile.
@@ -91,7 +92,7 @@ impl Counts {
     }
 
     fn say(&self, target: &str) {
-        println!(
+        say!(
             "exported {} blocks, {}, to {target}{}{}",
             self.blocks,
             progress::bytes(self.bytes),
@@ -107,7 +108,7 @@ impl Counts {
 /// `basalt export car`.
 pub async fn car(node: &Path, file: &Path, roots: &[String], as_json: bool) -> Outcome {
     let roots: Vec<Cid> = roots.iter().map(|root| root.parse().map_err(Failure::usage)).collect::<Outcome<_>>()?;
-    let mut access = Access::open_for_reading(node).await?;
+    let mut access = Access::open_for_reading(node, "basalt export").await?;
     let outcome = car_file(&mut access, file, &roots).await;
     access.close().await?;
     let counts = outcome?;
@@ -115,7 +116,7 @@ pub async fn car(node: &Path, file: &Path, roots: &[String], as_json: bool) -> O
         return counts.verdict("what was written");
     }
     if as_json {
-        println!("{}", json!({ "counts": counts, "file": file.display().to_string() }));
+        say!("{}", json!({ "counts": counts, "file": file.display().to_string() }));
     } else {
         counts.say(&file.display().to_string());
     }
@@ -129,7 +130,7 @@ async fn car_file(access: &mut Access, file: &Path, roots: &[Cid]) -> Outcome<Co
     };
     let mut counts = Counts::default();
     if file.as_os_str() == "-" {
-        let failed = |err| Failure::io("write to standard output", err);
+        let failed = Failure::output;
         let output = BufWriter::with_capacity(OUTPUT_BYTES, io::stdout());
         let mut bar = Progress::begin("export", Unit::Things("blocks"), total);
         let written = car_content(access, roots, None, CarTo::New(output), &mut counts, &mut bar, &failed).await;
@@ -236,7 +237,7 @@ fn resume(partial: &Path, counts: &mut Counts) -> Outcome<Option<Resumed>> {
     file.set_len(end).map_err(failed)?;
     let mut file = file;
     io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(failed)?;
-    eprintln!("resuming after {} blocks", counts.blocks);
+    tell!("resuming after {} blocks", counts.blocks);
     Ok(Some((BufWriter::with_capacity(OUTPUT_BYTES, file), last)))
 }
 
@@ -347,13 +348,13 @@ pub async fn flatfs(node: &Path, folder: &Path, as_json: bool) -> Outcome {
     if fs::canonicalize(folder).is_ok_and(|folder| folder.starts_with(&node_path)) {
         return Err(Failure::usage(format!("{} lies in the node itself: name a folder elsewhere", folder.display())));
     }
-    let mut access = Access::open_for_reading(node).await?;
+    let mut access = Access::open_for_reading(node, "basalt export").await?;
     let outcome = flatfs_files(&mut access, folder).await;
     access.close().await?;
     let counts = outcome
         .map_err(|failure| failure.context(format!("{} is not whole; run again to resume", folder.display())))?;
     if as_json {
-        println!("{}", json!({ "counts": counts, "folder": folder.display().to_string() }));
+        say!("{}", json!({ "counts": counts, "folder": folder.display().to_string() }));
     } else {
         counts.say(&folder.display().to_string());
     }

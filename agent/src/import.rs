@@ -28,6 +28,7 @@ use crate::{
     exit::{Failure, Outcome},
     flatfs::FlatfsReader,
     progress::{self, Progress, Unit},
+    say::{say, tell},
 };
 
 /// Bytes of blocks in one round.
@@ -255,7 +256,13 @@ pub async fn car(node: &Path, file: &Path, options: &ImportOptions) -> Outcome {
         let reader = open_car(BufReader::new(io::stdin()), &shown)?;
         return car_blocks(node, reader, &shown, None, options).await;
     }
-    let source = fs::canonicalize(file).map_err(failed)?;
+    let source = fs::canonicalize(file).map_err(|err| match err.kind() {
+        io::ErrorKind::NotFound => Failure::absent(format!(
+            "{shown}: there is no such file; nothing was imported. Name a CAR file, as `ipfs dag export` writes it, or `-` to read one from \
+             the standard input"
+        )),
+        _ => failed(err),
+    })?;
     let opened = File::open(&source).map_err(failed)?;
     let meta = opened.metadata().map_err(failed)?;
     let mut reader = open_car(BufReader::with_capacity(1 << 20, opened), &shown)?;
@@ -279,7 +286,7 @@ pub async fn car(node: &Path, file: &Path, options: &ImportOptions) -> Outcome {
         kept.filter(|kept| !options.restart && kept.offset >= place.note.offset && kept.offset <= meta.len())
     {
         reader.resume_at(kept.offset).map_err(failed)?;
-        eprintln!("resuming at byte {} of {shown}; {} blocks are in already", kept.offset, kept.counts.blocks);
+        tell!("resuming at byte {} of {shown}; {} blocks are in already", kept.offset, kept.counts.blocks);
         place.note = kept;
     }
     car_blocks(node, reader, &shown, Some(place), options).await
@@ -302,7 +309,7 @@ async fn car_blocks<R: BufRead>(
     mut place: Option<CarPlace>,
     options: &ImportOptions,
 ) -> Outcome {
-    let mut access = Access::open_for_writing(node).await?;
+    let mut access = Access::open_for_writing(node, "basalt import").await?;
     if let Some(place) = &mut place {
         let node_id = access.node_id().await?;
         if !place.note.node_id.is_empty() && place.note.node_id != node_id {
@@ -331,12 +338,12 @@ async fn car_blocks<R: BufRead>(
     }
     let roots: Vec<String> = reader.roots().iter().map(Cid::to_string).collect();
     if options.json {
-        println!("{}", json!({ "counts": counts, "roots": roots, "car_version": reader.version() }));
+        say!("{}", json!({ "counts": counts, "roots": roots, "car_version": reader.version() }));
         return Ok(());
     }
     say(&counts, options.allow_connected);
     for root in roots {
-        println!("root {root}");
+        say!("root {root}");
     }
     Ok(())
 }
@@ -390,7 +397,7 @@ async fn car_rounds<R: BufRead>(
 }
 
 fn say(counts: &Counts, allow_connected: bool) {
-    println!(
+    say!(
         "imported {} blocks, {}: {} new, {} there already{}",
         counts.blocks,
         progress::bytes(counts.bytes),
@@ -402,7 +409,7 @@ fn say(counts: &Counts, allow_connected: bool) {
         }
     );
     if allow_connected {
-        println!("restart every Kubo that is connected to this node now: it remembers which blocks were absent");
+        say!("restart every Kubo that is connected to this node now: it remembers which blocks were absent");
     }
 }
 
@@ -411,7 +418,7 @@ pub async fn flatfs(node: &Path, folder: &Path, options: &ImportOptions) -> Outc
     let reader = FlatfsReader::open(folder)?;
     let source =
         fs::canonicalize(reader.root()).map_err(|err| Failure::io(format!("read {}", folder.display()), err))?;
-    let mut access = Access::open_for_writing(node).await?;
+    let mut access = Access::open_for_writing(node, "basalt import").await?;
     let notebook = Notebook::open(node, &source)?;
     // A flatfs has no identity of its own; blocks that came meanwhile to sub-folders that are done would be missed, so a note counts only
     // while the folders are the same ones.
@@ -429,7 +436,7 @@ pub async fn flatfs(node: &Path, folder: &Path, options: &ImportOptions) -> Outc
             && (&kept.source, &kept.identity, &kept.node_id) == (&note.source, &note.identity, &note.node_id)
     });
     if let Some(kept) = kept {
-        eprintln!("resuming after sub-folder {}; {} blocks are in already", kept.folder, kept.counts.blocks);
+        tell!("resuming after sub-folder {}; {} blocks are in already", kept.folder, kept.counts.blocks);
         note = kept;
     }
     let mut findings = Findings::default();
@@ -446,14 +453,14 @@ pub async fn flatfs(node: &Path, folder: &Path, options: &ImportOptions) -> Outc
     }
     notebook.remove();
     if options.json {
-        println!(
+        say!(
             "{}",
             json!({ "counts": note.counts, "damaged": findings.damaged, "damaged_files": findings.named, "strangers": findings.strangers })
         );
     } else {
         say(&note.counts, options.allow_connected);
         if findings.strangers > 0 {
-            println!("{} files that are no blocks were left out", findings.strangers);
+            say!("{} files that are no blocks were left out", findings.strangers);
         }
     }
     if findings.damaged == 0 {

@@ -13,6 +13,7 @@ use crate::{
     cli::{Durability, Init},
     config,
     exit::{Failure, Outcome},
+    say::say,
     status::promise,
 };
 
@@ -41,17 +42,18 @@ pub fn init(node: &Path, options: &Init) -> Outcome {
         },
     )?;
     // Opened once: what makes the stores happens here, where somebody reads the error, and a node can be looked at before it was served.
-    Node::open(node, Config::load(node, &[config::SETTINGS])?, Host::Agent).and_then(|node| node.close())?;
+    Node::open(node, Config::load(node, &[config::SETTINGS])?, Host::Command("basalt init"))
+        .and_then(|node| node.close())?;
     let shown = std::path::absolute(node).unwrap_or_else(|_| node.to_path_buf());
     if options.json {
-        println!(
+        say!(
             "{}",
             json!({ "node_id": file.node_id.as_str(), "path": shown, "shards": file.shards.len(), "durability": durability.name() })
         );
         return Ok(());
     }
-    println!("made node {} in {}", file.node_id, shown.display());
+    say!("made node {} in {}", file.node_id, shown.display());
     let plural = if file.shards.len() == 1 { "" } else { "s" };
-    println!("{} shard{plural}, durability {durability}: {}", file.shards.len(), promise(durability.name()));
+    say!("{} shard{plural}, durability {durability}: {}", file.shards.len(), promise(durability.name()));
     Ok(())
 }

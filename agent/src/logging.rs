@@ -28,13 +28,18 @@ impl LevelHandle {
 pub fn begin(level: &str, json: bool, file: Option<(&Path, u64)>) -> Outcome<LevelHandle> {
     let (filter, handle) = reload::Layer::new(filter(level));
     let registry = tracing_subscriber::registry().with(filter);
+    // What can't be written would be complained of by `eprintln!`, which panics where stderr itself is what is broken.
     let begun = match (file, json) {
-        (None, false) => registry.with(fmt::layer().with_writer(io::stderr).with_ansi(is_terminal())).try_init(),
-        (None, true) => registry.with(fmt::layer().json().with_writer(io::stderr)).try_init(),
+        (None, false) => registry
+            .with(fmt::layer().with_writer(io::stderr).with_ansi(is_terminal()).log_internal_errors(false))
+            .try_init(),
+        (None, true) => {
+            registry.with(fmt::layer().json().with_writer(io::stderr).log_internal_errors(false)).try_init()
+        }
         (Some((path, bytes_max)), json) => {
             let log = BoundedLog::open(path, bytes_max)
                 .map_err(|err| Failure::io(format!("open the log {}", path.display()), err))?;
-            let layer = fmt::layer().with_ansi(false);
+            let layer = fmt::layer().with_ansi(false).log_internal_errors(false);
             match json {
                 false => registry.with(layer.with_writer(Mutex::new(log))).try_init(),
                 true => registry.with(layer.json().with_writer(Mutex::new(log))).try_init(),

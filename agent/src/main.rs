@@ -23,6 +23,7 @@ mod mark;
 mod metrics;
 mod notify;
 mod progress;
+mod say;
 mod show;
 mod status;
 mod verify;
@@ -34,15 +35,18 @@ use clap::Parser;
 use crate::{
     cli::{Cli, Command, ConfigCommand, Export, Import},
     exit::{Exit, Failure, Outcome},
+    say::tell,
 };
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let failure = match run(&cli) {
+    let failure = match run(&cli).and_then(|()| say::all_said()) {
         Ok(()) => return ExitCode::from(Exit::Done as u8),
         Err(failure) => failure,
     };
-    eprintln!("basalt: {}", failure.message);
+    if !failure.message.is_empty() {
+        tell!("basalt: {}", failure.message);
+    }
     ExitCode::from(failure.exit as u8)
 }
 
@@ -53,7 +57,7 @@ fn run(cli: &Cli) -> Outcome {
             None => init::init(&cli.node()?, options),
         },
         Command::Config(ConfigCommand::Reference) => {
-            print!("{}", config::reference());
+            say::out(format_args!("{}", config::reference()));
             Ok(())
         }
         Command::Config(ConfigCommand::Check { file }) => show::check(cli, file.as_deref()),

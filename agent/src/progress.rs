@@ -7,6 +7,8 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::say::tell;
+
 /// How often a line is written where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
@@ -63,7 +65,7 @@ impl Progress {
             Some(bar) => bar.set_position(done),
             None if self.said.elapsed() >= LINE_EVERY => {
                 self.said = Instant::now();
-                eprintln!("{}", self.line());
+                tell!("{}", self.line());
             }
             None => {}
         }

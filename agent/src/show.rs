@@ -8,6 +8,7 @@ use crate::{
     cli::{Cli, ConfigSource},
     config::{Loaded, TABLES},
     exit::{Exit, Failure, Outcome},
+    say::say,
 };
 
 /// Says what is wrong in a file; the environment is left out, it belongs to this shell and not to the file.
@@ -19,7 +20,7 @@ pub fn check(cli: &Cli, file: Option<&Path>) -> Outcome {
     let text = std::fs::read_to_string(&path).map_err(|err| Failure::io(format!("read {}", path.display()), err))?;
     match Loaded::check(path.clone(), &text, &|_| None) {
         Ok(_) => {
-            println!("{} is right", path.display());
+            say!("{} is right", path.display());
             Ok(())
         }
         Err(err) => Err(Failure { exit: Exit::Failure, message: format!("the config is wrong:\n{err}") }),
@@ -41,17 +42,17 @@ pub fn show(node: &Path, source: &ConfigSource, as_json: bool) -> Outcome {
                 })
             })
             .collect();
-        println!("{}", json!({ "file": loaded.path, "settings": rows }));
+        say!("{}", json!({ "file": loaded.path, "settings": rows }));
         return Ok(());
     }
     let mut section = "";
     for setting in settings() {
         if setting.section != section {
-            println!("{}[{}]", if section.is_empty() { "" } else { "\n" }, setting.section);
+            say!("{}[{}]", if section.is_empty() { "" } else { "\n" }, setting.section);
             section = setting.section;
         }
         let Some(value) = loaded.settings.get(setting.section, setting.key) else { continue };
-        println!("{:<45} # {}", format!("{} = {value}", setting.key), loaded.origin(setting, source));
+        say!("{:<45} # {}", format!("{} = {value}", setting.key), loaded.origin(setting, source));
     }
     Ok(())
 }

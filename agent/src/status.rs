@@ -10,6 +10,7 @@ use crate::{
     cli::Status,
     exit::Outcome,
     progress::{bytes, duration},
+    say::{self, say},
 };
 
 /// Prints the status of a node.
@@ -23,9 +24,9 @@ pub async fn status(node: &Path, options: &Status) -> Outcome {
     access.close().await?;
     let status = outcome?;
     if options.json {
-        println!("{}", object(&status, served));
+        say!("{}", object(&status, served));
     } else {
-        print!("{}", page(&status, served));
+        say::out(format_args!("{}", page(&status, served)));
     }
     Ok(())
 }

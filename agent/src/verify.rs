@@ -9,6 +9,7 @@ use crate::{
     access::Access,
     exit::{Failure, Outcome},
     progress::{self, Progress, Unit},
+    say::say,
 };
 
 /// Damaged keys that are named one by one without --json.
@@ -16,23 +17,23 @@ const NAMED_MAX: usize = 1000;
 
 /// Reads everything back.
 pub async fn verify(node: &Path, hash: bool, as_json: bool) -> Outcome {
-    let mut access = Access::open_for_reading(node).await?;
+    let mut access = Access::open_for_reading(node, "basalt verify").await?;
     let outcome = report(&mut access, hash).await;
     access.close().await?;
     let (last, damaged) = outcome?;
     if as_json {
         let damaged: Vec<_> =
             damaged.iter().map(|one| json!({ "key": one.key, "cid": one.cid, "reason": one.reason })).collect();
-        println!(
+        say!(
             "{}",
             json!({ "blocks": last.blocks_done, "bytes": last.bytes_done, "keys": last.keys_done, "hashed": hash, "damaged": damaged })
         );
     } else {
         for one in damaged.iter().take(NAMED_MAX) {
             let name = if one.cid.is_empty() { &one.key } else { &one.cid };
-            println!("damaged: {name}: {}", one.reason);
+            say!("damaged: {name}: {}", one.reason);
         }
-        println!(
+        say!(
             "verified {} blocks, {}, and {} other keys{}: {} damaged",
             last.blocks_done,
             progress::bytes(last.bytes_done),
@@ -79,16 +80,16 @@ async fn report(access: &mut Access, hash: bool) -> Outcome<Report> {
 pub async fn flush(node: &Path) -> Outcome {
     let mut access = Access::served(node).await?;
     access.admin().flush(v1::FlushRequest {}).await?;
-    println!("all that was acknowledged is on stable storage");
+    say!("all that was acknowledged is on stable storage");
     Ok(())
 }
 
 /// Gives back what space can be given back now.
 pub async fn reclaim(node: &Path) -> Outcome {
-    let mut access = Access::open_for_writing(node).await?;
+    let mut access = Access::open_for_writing(node, "basalt reclaim").await?;
     let outcome = access.admin().reclaim(v1::ReclaimRequest {}).await;
     access.close().await?;
     let answer = outcome?.into_inner();
-    println!("{} given back, {} segments less", progress::bytes(answer.freed_bytes), answer.segments);
+    say!("{} given back, {} segments less", progress::bytes(answer.freed_bytes), answer.segments);
     Ok(())
 }

@@ -152,5 +152,6 @@ fn begin_log() {
         .with_max_level(level.unwrap_or(tracing_subscriber::filter::LevelFilter::WARN))
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        .log_internal_errors(false) // it would panic where Kubo's stderr is a pipe that nobody reads
         .try_init();
 }

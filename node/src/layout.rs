@@ -241,7 +241,7 @@ pub fn init(node: &Path, options: &InitOptions) -> Result<NodeFile> {
     if !is_partial(node)? {
         refuse_foreign(node)?;
     }
-    let _lock = OwnerLock::take(node, Host::Agent)?;
+    let _lock = OwnerLock::take(node, Host::Command("basalt init"))?;
     // Another init may have been faster until the lock was ours.
     if node.join(NODE_FILE).exists() {
         return Err(is_a_node(node));
@@ -301,7 +301,7 @@ pub fn init(node: &Path, options: &InitOptions) -> Result<NodeFile> {
 
 /// Marks a node as filled (or as being filled) by a migration; the caller holds no lock and the node is closed.
 pub fn set_state(node: &Path, state: State) -> Result<NodeFile> {
-    let _lock = OwnerLock::take(node, Host::Agent)?;
+    let _lock = OwnerLock::take(node, Host::Command("basalt mark"))?;
     let mut file = NodeFile::read(node)?;
     file.state = state;
     file.write(node)?;

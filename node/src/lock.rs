@@ -36,6 +36,8 @@ pub enum Host {
     AgentAutostarted,
     /// Kubo, through the C ABI: it hands over when Kubo ends.
     Kubo,
+    /// A command, for as long as it takes; by its name ("basalt import").
+    Command(&'static str),
 }
 
 impl Host {
@@ -45,6 +47,7 @@ impl Host {
             Host::Agent => "agent",
             Host::AgentAutostarted => "agent (autostarted)",
             Host::Kubo => "kubo (ffi)",
+            Host::Command(name) => name,
         }
     }
 
@@ -171,8 +174,12 @@ fn locked(node: &Path, file: &mut File) -> Error {
     Error::new(
         ErrorKind::Locked,
         format!(
-            "node {} is open in another process ({owner}): use it through that process's socket, or stop it first",
-            node.display()
+            "node {} is open in another process ({owner}): {}",
+            node.display(),
+            match owner.contains(", basalt ") {
+                true => "it ends by itself when it is done; try again then, or stop it first",
+                false => "use it through that process's socket, or stop it first",
+            }
         ),
     )
 }
@@ -192,6 +199,15 @@ mod tests {
         first.release();
         assert_eq!(OwnerLock::owner(node.path()), None);
         OwnerLock::take(node.path(), Host::Kubo).unwrap();
+    }
+
+    #[test]
+    fn a_command_that_owns_the_node_is_named() {
+        let node = tempfile::tempdir().unwrap();
+        let _import = OwnerLock::take(node.path(), Host::Command("basalt import")).unwrap();
+        let err = OwnerLock::take(node.path(), Host::Agent).unwrap_err();
+        let named = format!("(pid {}, basalt import): it ends by itself", std::process::id());
+        assert!(err.to_string().contains(&named), "{err}");
     }
 
     #[test]

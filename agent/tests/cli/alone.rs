@@ -56,7 +56,9 @@ fn a_command_at_work_keeps_an_agent_out_until_it_ends() {
     eventually("the import has the node", || {
         fs::read_to_string(sandbox.node().join("lock")).is_ok_and(|text| text.contains(&pid)).then_some(())
     });
-    sandbox.basalt(&["agent", "--set", "agent.handover_ms=100"]).fails(1, &[&pid]);
+    sandbox
+        .basalt(&["agent", "--set", "agent.handover_ms=100"])
+        .fails(1, &[&format!("({pid}, basalt import): it ends by itself")]);
     drop(input);
     assert!(import.wait().unwrap().success());
     let _agent = sandbox.agent(&[]);

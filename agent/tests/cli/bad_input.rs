@@ -123,3 +123,45 @@ fn doctor_finds_nothing_wrong_with_a_new_node_but_says_that_memory_is_no_disk() 
     let said = sandbox.basalt(&["doctor"]).fails(1, &["1 problem"]);
     assert!(said.out.contains("shards/00"), "{said:?}");
 }
+
+#[test]
+fn a_missing_car_is_named_with_the_remedy_and_no_node_is_touched() {
+    let sandbox = Sandbox::with_node();
+    sandbox
+        .basalt(&["import", "car", "nowhere.car"])
+        .fails(3, &["nowhere.car: there is no such file", "ipfs dag export"]);
+    assert_eq!(sandbox.status()["blocks"], 0);
+}
+
+#[test]
+fn a_reader_that_has_heard_enough_is_no_failure() {
+    let sandbox = Sandbox::with_node();
+    sandbox.write("node/basalt.toml", "");
+    for command in [
+        &["status"][..],
+        &["status", "--json"],
+        &["verify"],
+        &["reclaim"],
+        &["config", "check"],
+        &["config", "show"],
+        &["config", "reference"],
+        &["init", "other"],
+    ] {
+        let mut child = sandbox.command(command).current_dir(sandbox.path("")).spawn().unwrap();
+        drop(child.stdout.take());
+        let said: crate::sandbox::Said = child.wait_with_output().unwrap().into();
+        assert_eq!((said.code, said.err.as_str()), (0, ""), "{command:?}");
+    }
+    // Nor one of the standard error.
+    let mut child = sandbox.command(&["config", "check", "nowhere.toml"]).spawn().unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+}
+
+#[test]
+fn what_could_not_be_printed_is_a_failure() {
+    let sandbox = Sandbox::with_node();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let said: crate::sandbox::Said = sandbox.command(&["status"]).stdout(full).output().unwrap().into();
+    said.fails(1, &["write to the standard output: No space left"]);
+}
