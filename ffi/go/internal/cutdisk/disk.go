@@ -162,7 +162,7 @@ func (d *Disk) WriteAt(p []byte, offset int64, fua bool) error {
 		d.cache[first+i] = append(d.cache[first+i], version{index, data[i*Sector : (i+1)*Sector : (i+1)*Sector]})
 	}
 	// The cut may come while a write is under way: it is in the cache then, whole or in part, and never answered.
-	if d.step() {
+	if d.step(false) {
 		return ErrCut
 	}
 	if fua && !d.lies {
@@ -186,7 +186,7 @@ func (d *Disk) Flush() error {
 	}
 	d.counts.Flushes++
 	// The cut may come in the middle of a flush.
-	if d.step() {
+	if d.step(true) {
 		return ErrCut
 	}
 	if d.lies {
@@ -232,20 +232,28 @@ func (d *Disk) settle(choose func(sector int64, versions []version) []byte) erro
 	return nil
 }
 
-// trigger cuts the power when left has come down to zero.
-type trigger struct{ left int }
-
-// CutAfter cuts the power at the n-th write or flush from now, while it is under way.
-func (d *Disk) CutAfter(n int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.trigger = &trigger{n}
+// trigger cuts the power when left has come down to zero, or at the first flush from then on that has something to do.
+type trigger struct {
+	left    int
+	atFlush bool
 }
 
-func (d *Disk) step() bool {
-	if d.trigger != nil {
-		d.trigger.left--
-		if d.trigger.left <= 0 {
+// CutAfter cuts the power at the n-th write or flush from now, while it is under way.
+func (d *Disk) CutAfter(n int) { d.arm(trigger{left: n}) }
+
+// CutAtFlush cuts the power when a flush begins that has something to do, the n-th write or flush from now or later: when most is at stake.
+func (d *Disk) CutAtFlush(n int) { d.arm(trigger{left: n, atFlush: true}) }
+
+func (d *Disk) arm(t trigger) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.trigger = &t
+}
+
+func (d *Disk) step(flush bool) bool {
+	if t := d.trigger; t != nil {
+		t.left--
+		if t.left <= 0 && (!t.atFlush || flush && len(d.cache) > 0) {
 			d.stop()
 		}
 	}

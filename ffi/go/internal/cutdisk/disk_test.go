@@ -173,6 +173,28 @@ func TestNothingIsAnsweredFromTheCutOn(t *testing.T) {
 	}
 }
 
+func TestACutAtAFlushTakesAllThatItWouldHaveKept(t *testing.T) {
+	d := made(t)
+	d.CutAtFlush(2)
+	if err := d.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Flush(); err != nil {
+		t.Fatal(err) // nothing to do, so nothing at stake
+	}
+	for i := range int64(4) {
+		if err := d.WriteAt(sectors(2, 1), i*4*Sector, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.Flush(); !errors.Is(err, ErrCut) {
+		t.Fatal(err)
+	}
+	if fate, err := d.PowerWith(LoseAll, rand.New(rand.NewPCG(1, 1))); err != nil || fate.Lost != 8 {
+		t.Errorf("%v %v", fate, err)
+	}
+}
+
 func TestADriveThatLiesLosesWhatItFlushed(t *testing.T) {
 	d := made(t)
 	d.Lie()

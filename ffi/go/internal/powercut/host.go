@@ -21,10 +21,11 @@ import (
 )
 
 const (
-	diskSize  = 3 << 30
-	bootMax   = 8 * time.Minute        // until the guest writes, or has reported; emulated, on a busy machine
-	silence   = 300 * time.Millisecond // after the cut: what a store acknowledges now it acknowledges without its disk
-	lastWords = 10 * time.Second
+	diskSize   = 3 << 30
+	bootMax    = 8 * time.Minute        // until the guest writes, or has reported; emulated, on a busy machine
+	silence    = 300 * time.Millisecond // after the cut: what a store acknowledges now it acknowledges without its disk
+	lastWords  = 10 * time.Second
+	crashesMax = 5 // of qemu, in a lane
 )
 
 // Options of a run.
@@ -49,6 +50,7 @@ type lane struct {
 	lives  int
 	fate   cutdisk.Fate
 
+	crashes    int // of qemu
 	recoveries int // cuts while it recovered
 	flushes    uint64
 	cuts       int
@@ -268,20 +270,24 @@ func (l *lane) forget() {
 func (l *lane) write() error {
 	plan := l.plan
 	plan.Make, plan.Report, plan.Write, plan.Round = l.cuts == 0, l.cuts > 0, true, l.cuts
-	// When: while the n-th write to the disk is under way, or at some time.
+	// When: while the n-th write to the disk is under way, at a flush, or at some time.
 	random := l.draw("moment")
 	operations, after := 0, time.Duration((0.5+8*random.Float64())*float64(time.Second))
 	if l.cuts == 0 {
 		after = time.Duration((2 + 4*random.Float64()) * float64(time.Second)) // so that even a run of one cut has something to lose
-	} else if random.IntN(2) == 0 && !plan.Control && !plan.Lies && plan.Store == Basalt {
+	} else if random.IntN(4) > 0 && l.promises() {
 		operations, after = 1+int(random.ExpFloat64()*300), lastWords
+	}
+	cut := l.disk.CutAfter
+	if random.IntN(3) > 0 {
+		cut = l.disk.CutAtFlush
 	}
 	var timer *time.Timer
 	var before cutdisk.Counts
 	life, err := l.live(plan, func() {
 		before = l.disk.Counts()
 		if operations > 0 {
-			l.disk.CutAfter(operations)
+			cut(operations)
 		}
 		if plan.Lies {
 			l.disk.Lie()
@@ -396,9 +402,10 @@ func (l *lane) live(plan Plan, arm func()) (*life, error) {
 		case <-time.After(silence):
 		}
 	}
-	l.end(cmd.Process.Pid)
+	killed := l.end(cmd.Process.Pid)
 	<-over
-	_ = cmd.Wait()
+	_ = cmd.Wait() // the script's status says nothing that its words don't
+	crashed := !killed && bytes.Contains(errs.Bytes(), []byte("without a status (qemu: 134)"))
 	cut := l.disk.DeadSince()
 	if v.begun {
 		l.ledger.close(plan.Round, cut)
@@ -408,7 +415,7 @@ func (l *lane) live(plan Plan, arm func()) (*life, error) {
 		return nil, err
 	}
 	if plan.Lies {
-		l.fate, err = l.disk.PowerWith(cutdisk.LoseTail, l.draw("loss"))
+		l.fate, err = l.disk.PowerWith(cutdisk.LoseAll, l.draw("loss"))
 	} else {
 		l.fate, err = l.disk.Power(l.draw("loss"))
 	}
@@ -420,11 +427,20 @@ func (l *lane) live(plan Plan, arm func()) (*life, error) {
 		err = fmt.Errorf("the guest neither reported nor wrote within %s", bootMax)
 	case v.err != nil:
 		err = v.err
+	case crashed && !v.begun && !v.report.complete && v.report.dead == "" && l.crashes < crashesMax:
+		// The emulator itself aborts now and then. To the guest that was a power cut like any other; it did not come to what it should do.
+		l.crashes++
+		l.run.say("%s: life %d: qemu aborted before the guest did anything; once more", l.name, l.lives)
+		return l.live(plan, arm)
 	case plan.Write && !v.begun && v.report.dead == "":
 		err = errors.New("the guest ended before it wrote")
 	}
 	if v.report.complete || v.report.dead != "" {
-		for _, note := range l.last.Notes {
+		for i, note := range l.last.Notes {
+			if !l.promises() && i == 3 {
+				l.run.say("%s: life %d: and so on", l.name, l.lives)
+				break // it is meant to lose
+			}
 			l.run.say("%s: life %d: %s", l.name, l.lives, note)
 		}
 		if err == nil && l.last.Lost+l.last.Wrong > 0 && plan.Write {
@@ -499,8 +515,11 @@ func (l *lane) hear(v *life, plan Plan, text string, begin chan struct{}, dead <
 // counts says whether an acknowledgement counts. One that comes after the cut counts where Basalt promised: its disk is silent by then, so
 // whatever it acknowledges it must have flushed before. The others get the benefit of the doubt.
 func (l *lane) counts(late, durable bool) bool {
-	return !late || durable && l.plan.Store == Basalt && !l.plan.Control && !l.plan.Lies
+	return !late || durable && l.promises()
 }
+
+// promises says whether this store on this disk has to keep what it acknowledges.
+func (l *lane) promises() bool { return l.plan.Store == Basalt && !l.plan.Control && !l.plan.Lies }
 
 // keep copies the disk, so that a failure can be looked into; kept is where.
 func (l *lane) keep() error {
@@ -513,13 +532,14 @@ func (l *lane) keep() error {
 
 func (l *lane) kept() string { return filepath.Join(l.run.Dir, l.name+".cut") }
 
-// end kills the guest's qemu, which the script with this pid has started; the script then tidies up and ends.
-func (l *lane) end(script int) {
+// end kills the guest's qemu, which the script with this pid has started; the script then tidies up and ends; false: it had ended.
+func (l *lane) end(script int) (killed bool) {
 	for _, pid := range descendants(script) {
 		if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); bytes.Contains(name, []byte("qemu-system")) && bytes.Contains(name, []byte(l.run.Dir)) {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
+			killed = syscall.Kill(pid, syscall.SIGKILL) == nil
 		}
 	}
+	return killed
 }
 
 func descendants(pid int) (all []int) {
