@@ -47,6 +47,8 @@ pub enum Command {
     Doctor(Doctor),
     /// Read everything back against its checksums.
     Verify(Verify),
+    /// The scrub in the background: how far it is, and what it shall do.
+    Scrub(Scrub),
     /// Add the blocks of a CAR file or a flatfs folder.
     #[command(subcommand)]
     Import(Import),
@@ -170,9 +172,48 @@ pub struct Verify {
     /// Hash every block against its multihash too.
     #[arg(long)]
     pub hash: bool,
+    /// Only list what is quarantined already; reads nothing back.
+    #[arg(long, conflicts_with = "hash")]
+    pub quarantined: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `basalt scrub`.
+#[derive(Debug, Args)]
+pub struct Scrub {
+    /// What it shall do [default: nothing else than before].
+    #[arg(value_enum)]
+    pub action: Option<ScrubAction>,
+    /// With start: bytes a second until the pass ends, as in 256MiB, instead of [scrub] rate_bytes.
+    #[arg(long, value_name = "BYTES", value_parser = rate)]
+    pub rate: Option<u64>,
+    /// With start: hash blocks against their multihashes too.
+    #[arg(long)]
+    pub hash: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `basalt scrub` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScrubAction {
+    /// Begin a pass over everything now.
+    Start,
+    /// End the pass where it is; the next one begins at the beginning.
+    Stop,
+    /// Hold, over restarts too.
+    Pause,
+    /// Go on.
+    Resume,
+}
+
+fn rate(text: &str) -> Result<u64, String> {
+    basalt_node::config::bytes(text)
+        .filter(|rate| *rate > 0)
+        .ok_or_else(|| "write a number of bytes a second, or one with a unit such as 64MiB".to_owned())
 }
 
 /// What every import takes.

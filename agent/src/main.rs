@@ -1,7 +1,7 @@
 //! The daemon and command line `basalt`: hosts a node, and is what an operator talks to it with.
 //!
 //! Top to bottom: [`cli`] says what can be said; [`agent`] serves a node; [`access`] reaches a node, whoever serves it; [`status`],
-//! [`verify`], [`import`], [`export`], [`doctor`] are the commands; [`car`], [`flatfs`], [`cid`] and [`dag`] are the formats
+//! [`verify`], [`scrub`], [`import`], [`export`], [`doctor`] are the commands; [`car`], [`flatfs`], [`cid`] and [`dag`] are the formats
 //! they read and write.
 
 mod access;
@@ -24,6 +24,7 @@ mod metrics;
 mod notify;
 mod progress;
 mod say;
+mod scrub;
 mod show;
 mod status;
 mod verify;
@@ -69,7 +70,9 @@ fn run(cli: &Cli) -> Outcome {
                     Command::Agent(options) => agent::agent(&node, options).await,
                     Command::Status(options) => status::status(&node, options).await,
                     Command::Doctor(options) => doctor::doctor(&node, options).await,
+                    Command::Verify(options) if options.quarantined => scrub::quarantined(&node, options.json).await,
                     Command::Verify(options) => verify::verify(&node, options.hash, options.json).await,
+                    Command::Scrub(options) => scrub::scrub(&node, options).await,
                     Command::Import(Import::Car { file, options }) => import::car(&node, file, options).await,
                     Command::Import(Import::Flatfs { folder, options }) => import::flatfs(&node, folder, options).await,
                     Command::Export(Export::Car { file, roots, json }) => export::car(&node, file, roots, *json).await,

@@ -13,6 +13,7 @@ pub fn text(status: &StatusResponse, calls: &[CallStats]) -> Result<String, prom
     info(&registry, status)?;
     node(&registry, status)?;
     shards(&registry, status)?;
+    scrub(&registry, status)?;
     clients(&registry, status)?;
     let mut families = registry.gather();
     families.extend(requests(calls));
@@ -109,6 +110,53 @@ fn shards(registry: &Registry, status: &StatusResponse) -> Result<(), prometheus
     Ok(())
 }
 
+fn scrub(registry: &Registry, status: &StatusResponse) -> Result<(), prometheus::Error> {
+    let quarantined =
+        IntGaugeVec::new(Opts::new("basalt_quarantined", "Damaged keys that are quarantined."), &["store"])?;
+    for shard in &status.shards {
+        quarantined.with_label_values(&[&format!("shard {}", shard.id)]).set(signed(shard.quarantined));
+    }
+    let keyspace = status.keyspace.unwrap_or_default();
+    quarantined.with_label_values(&["keyspace"]).set(signed(keyspace.quarantined));
+    registry.register(Box::new(quarantined))?;
+    let named = IntGaugeVec::new(
+        Opts::new("basalt_quarantined_block", "1 for each block that is quarantined; the first 100."),
+        &["store", "cid"],
+    )?;
+    for one in status.quarantined.iter().filter(|one| !one.cid.is_empty()) {
+        named.with_label_values(&[&one.store, &one.cid]).set(1);
+    }
+    registry.register(Box::new(named))?;
+    let Some(scrub) = &status.scrub else { return Ok(()) };
+    let state = IntGaugeVec::new(Opts::new("basalt_scrub_state", "1 for the state that the scrub is in."), &["state"])?;
+    for name in ["off", "idle", "running", "paused", "read-only"] {
+        state.with_label_values(&[name]).set(i64::from(scrub.state == name));
+    }
+    registry.register(Box::new(state))?;
+    type Field = fn(&basalt_proto::v1::scrub_status::Store) -> u64;
+    let fields: [(&str, &str, Field); 7] = [
+        ("basalt_scrub_bytes", "Bytes that the pass under way, or the last one, has read.", |store| store.bytes_done),
+        ("basalt_scrub_left_bytes", "Bytes that the pass under way has still to read, about.", |store| {
+            store.bytes_left
+        }),
+        ("basalt_scrub_damaged", "Keys that the pass has quarantined.", |store| store.damaged),
+        ("basalt_scrub_rescued", "Keys that the pass has written anew, from memory.", |store| store.rescued),
+        ("basalt_scrub_unreadable", "Keys that the disk refused to read in the pass.", |store| store.unreadable),
+        ("basalt_scrub_dead_ranges", "Damaged stretches of the log without a live key.", |store| store.dead_ranges),
+        ("basalt_scrub_finished_timestamp_seconds", "When a whole pass ended last, Unix time; 0 for never.", |store| {
+            store.finished_unix_ms / 1000
+        }),
+    ];
+    for (name, help, field) in fields {
+        let family = IntGaugeVec::new(Opts::new(name, help), &["store"])?;
+        for store in &scrub.stores {
+            family.with_label_values(&[&store.name]).set(signed(field(store)));
+        }
+        registry.register(Box::new(family))?;
+    }
+    Ok(())
+}
+
 fn clients(registry: &Registry, status: &StatusResponse) -> Result<(), prometheus::Error> {
     let family = GaugeVec::new(
         Opts::new("basalt_clients", "Connected clients by what they said they are here for."),
@@ -177,7 +225,11 @@ fn requests(calls: &[CallStats]) -> Vec<MetricFamily> {
 
 #[cfg(test)]
 mod tests {
-    use basalt_proto::v1::status_response::{Client, Shard};
+    use basalt_proto::v1::{
+        Quarantined, ScrubStatus,
+        scrub_status::Store,
+        status_response::{Client, Shard},
+    };
 
     use super::*;
 
@@ -196,12 +248,14 @@ mod tests {
             shards: vec![Shard::default()],
             clients: vec![Client::default()],
             conditions: vec![condition],
+            quarantined: vec![Quarantined { cid: "bafy".into(), ..Quarantined::default() }],
+            scrub: Some(ScrubStatus { stores: vec![Store::default()], ..ScrubStatus::default() }),
             ..StatusResponse::default()
         };
         let text = text(&status, &calls).unwrap();
         let families: Vec<&str> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE basalt_")?.split(' ').next()).collect();
-        assert_eq!(families.len(), 22, "{families:?}");
+        assert_eq!(families.len(), 32, "{families:?}");
         for family in families {
             assert!(page.contains(&format!("`basalt_{family}`")), "basalt_{family} is not in docs/agent.md");
         }

@@ -45,6 +45,9 @@ pub fn promise(durability: &str) -> &'static str {
     }
 }
 
+/// Quarantined keys that the page names.
+const QUARANTINED_LINES: usize = 5;
+
 fn page(status: &StatusResponse, served: bool) -> String {
     let mut page = String::new();
     let mut row = |name: &str, value: String| {
@@ -65,6 +68,9 @@ fn page(status: &StatusResponse, served: bool) -> String {
         row("other keys", format!("{}, {}", keyspace.keys, bytes(keyspace.bytes)));
     }
     row("disk usage", format!("{} live, {} allocated", bytes(status.disk_usage_bytes), bytes(status.allocated_bytes)));
+    if let Some(scrub) = &status.scrub {
+        row("scrub", crate::scrub::line(scrub));
+    }
     if served {
         row("sockets", format!("{} (data), {} (admin)", status.data_socket, status.admin_socket));
     }
@@ -104,6 +110,17 @@ fn page(status: &StatusResponse, served: bool) -> String {
         }
         if status.clients.iter().all(is_this_process) {
             let _ = writeln!(page, "none");
+        }
+    }
+    if !status.quarantined.is_empty() {
+        let _ = writeln!(page, "\nQUARANTINED");
+        for one in status.quarantined.iter().take(QUARANTINED_LINES) {
+            let _ = writeln!(page, "{}", crate::scrub::quarantined_line(one));
+        }
+        let all: u64 = status.shards.iter().map(|shard| shard.quarantined).sum::<u64>()
+            + status.keyspace.as_ref().map_or(0, |keyspace| keyspace.quarantined);
+        if all > QUARANTINED_LINES as u64 {
+            let _ = writeln!(page, "and {} more: basalt verify --quarantined", all - QUARANTINED_LINES as u64);
         }
     }
     if !status.conditions.is_empty() {
@@ -149,6 +166,7 @@ fn object(status: &StatusResponse, served: bool) -> Value {
             "segments": shard.segments,
             "dead_bytes": shard.dead_bytes,
             "unflushed_bytes": shard.unflushed_bytes,
+            "quarantined": shard.quarantined,
             "available_bytes": shard.available_bytes,
             "state": shard.state,
         })).collect::<Vec<_>>(),
@@ -158,7 +176,10 @@ fn object(status: &StatusResponse, served: bool) -> Value {
             "allocated_bytes": keyspace.allocated_bytes,
             "segments": keyspace.segments,
             "dead_bytes": keyspace.dead_bytes,
+            "quarantined": keyspace.quarantined,
         })),
+        "scrub": status.scrub.as_ref().map(crate::scrub::object),
+        "quarantined": status.quarantined.iter().map(crate::scrub::quarantined_object).collect::<Vec<_>>(),
         "clients": status.clients.iter().filter(|client| !is_this_process(client)).map(|client| json!({
             "name": client.name,
             "role": client.role,

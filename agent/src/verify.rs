@@ -45,7 +45,7 @@ pub async fn verify(node: &Path, hash: bool, as_json: bool) -> Outcome {
     match damaged.len() {
         0 => Ok(()),
         n => Err(Failure::new(format!(
-            "{n} damaged: restore them from a replica or backup, or let Kubo fetch them again (`ipfs block get CID`)"
+            "{n} damaged: let Kubo fetch them again (`ipfs block get CID`), or put them from a replica or backup (`ipfs block put`)"
         ))),
     }
 }

@@ -59,6 +59,7 @@ fn scrub_shard(stores: &Stores, shard: &Shard, damage: &mut Damage) -> Result<()
             }
             match shard.get(&key, &mut value) {
                 Ok(()) if verify_digest(&key, &value) == Digest::Differs => {
+                    shard.store().quarantine_digest(key.as_bytes())?;
                     damage.note(Key::of_block(&key).to_string(), "its bytes do not hash to it".into());
                 }
                 // Gone since, or quarantined: the check of the log has said so.

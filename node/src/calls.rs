@@ -11,7 +11,7 @@ use std::{
 use basalt_blockstore::ErrorKind;
 
 /// The calls of both sockets, as they stand in a request's path.
-pub const METHODS: [(&str, &str); 23] = [
+pub const METHODS: [(&str, &str); 26] = [
     ("Datastore", "Get"),
     ("Datastore", "Has"),
     ("Datastore", "GetSize"),
@@ -30,6 +30,9 @@ pub const METHODS: [(&str, &str); 23] = [
     ("Datastore", "GetExpiration"),
     ("Admin", "Status"),
     ("Admin", "Verify"),
+    ("Admin", "ControlScrub"),
+    ("Admin", "ListQuarantined"),
+    ("Admin", "Heal"),
     ("Admin", "Flush"),
     ("Admin", "Reclaim"),
     ("Admin", "HandOver"),

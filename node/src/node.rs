@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use basalt_blockstore::{Error, ErrorKind, Result, store::Env};
+use basalt_blockstore::{Error, ErrorKind, Multihash, Result, store::Env};
 use basalt_datastore::Datastore;
 use basalt_proto::v1;
 use tokio::sync::watch;
@@ -22,8 +22,12 @@ use crate::{
     grpc,
     layout::{self, NodeFile, NodeId, State},
     lock::{Host, OwnerLock},
+    scrub::{self, Healer, Scrubber},
     sockets::Paths,
 };
+
+/// What is quarantined, in a status; all of it is listed by a call of its own.
+const QUARANTINED_MAX: usize = 100;
 
 /// Keys that one step of the sweep of expired keys looks at, so that it holds nobody up.
 const SWEEP_KEYS: usize = 4096;
@@ -45,6 +49,8 @@ pub struct Node {
     sockets: Mutex<Option<Paths>>,
     hand_over: watch::Sender<Option<String>>,
     background: Mutex<Option<Background>>,
+    /// None where the node was opened for reading only.
+    scrubber: Option<Scrubber>,
     lock: Mutex<Option<OwnerLock>>,
     is_closed: AtomicBool,
 }
@@ -98,7 +104,12 @@ impl Node {
             Some(_) => Some(Background::start(datastore.clone(), config.background_interval)?),
             None => None,
         };
+        let scrubber = match lock {
+            Some(_) => Some(Scrubber::start(datastore.clone(), config.scrub.clone(), file.node_id.as_str())?),
+            None => None,
+        };
         let node = Node {
+            scrubber,
             unflushed: env.unflushed.clone(),
             incarnation: layout::random_bytes()?,
             opened: Instant::now(),
@@ -235,6 +246,7 @@ impl Node {
                     segments: stats.segments,
                     dead_bytes: stats.dead_bytes,
                     unflushed_bytes: stats.unflushed_bytes,
+                    quarantined: stats.quarantined,
                     state: fenced.as_ref().map_or_else(|| "serving".to_owned(), |why| format!("fenced: {why}")),
                 }
             },
@@ -268,7 +280,10 @@ impl Node {
                 allocated_bytes: stats.keyspace.allocated_bytes,
                 segments: stats.keyspace.segments,
                 dead_bytes: stats.keyspace.dead_bytes,
+                quarantined: stats.keyspace.quarantined,
             }),
+            scrub: Some(self.scrub_status()),
+            quarantined: self.first_quarantined(),
             clients: grpc::clients(self.clients.list()),
             disk_usage_bytes: self.datastore.disk_usage(),
             allocated_bytes: allocated.bytes,
@@ -276,6 +291,45 @@ impl Node {
             admin_socket: path(sockets.as_ref().map(|paths| paths.admin.as_path())),
             path: self.path.display().to_string(),
         }
+    }
+
+    /// Names who may have other copies of damaged blocks; asked at the end of each pass of the scrub. Nobody, where the node is for reading only.
+    pub fn set_healer(&self, healer: Arc<dyn Healer>) {
+        if let Some(scrubber) = &self.scrubber {
+            scrubber.set_healer(healer);
+        }
+    }
+
+    /// Offers bytes for a quarantined block; `false` where it is not quarantined. They are hashed before they replace anything, and are durable
+    /// on return.
+    pub fn heal(&self, block: &Multihash, candidate: &[u8]) -> Result<bool> {
+        self.datastore.shards().heal(block, candidate)
+    }
+
+    pub(crate) fn scrubber(&self) -> Result<&Scrubber> {
+        self.scrubber.as_ref().ok_or_else(|| {
+            let message = format!("node {} is open for reading only: nothing is scrubbed", self.path.display());
+            Error::new(ErrorKind::ReadOnly, message)
+        })
+    }
+
+    pub(crate) fn scrub_status(&self) -> v1::ScrubStatus {
+        match &self.scrubber {
+            Some(scrubber) => scrubber.status(),
+            None => v1::ScrubStatus { state: "read-only".to_owned(), ..Default::default() },
+        }
+    }
+
+    /// The first of what is quarantined, for status and metrics.
+    fn first_quarantined(&self) -> Vec<v1::Quarantined> {
+        let mut first: Vec<v1::Quarantined> = Vec::new();
+        for (name, store) in scrub::stores(&self.datastore) {
+            match store.quarantined(None, QUARANTINED_MAX - first.len()) {
+                Ok(page) => first.extend(page.into_iter().map(|one| grpc::quarantined(&name, one))),
+                Err(err) => tracing::warn!(store = name, %err, "what is quarantined could not be listed"),
+            }
+        }
+        first
     }
 
     /// What an operator should know and can do something about.
@@ -331,7 +385,7 @@ impl Node {
                 "damaged",
                 "warning",
                 message,
-                "`basalt verify` names them; fetch or restore them from a replica",
+                "`basalt verify --quarantined` names them; let Kubo fetch them again (`ipfs block get CID`), or put them from a replica or backup",
             ));
         }
         if self.file.state == State::Migrating {
@@ -356,6 +410,9 @@ impl Node {
         if let Some(background) = lock(&self.background).take() {
             background.stop();
         }
+        if let Some(scrubber) = &self.scrubber {
+            scrubber.end();
+        }
         let closed =
             self.datastore.close().map_err(|err| err.context(format_args!("close node {}", self.path.display())));
         if let Some(owner) = lock(&self.lock).take() {
@@ -371,6 +428,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if let Some(scrubber) = &self.scrubber {
+            scrubber.end();
+        }
         if let Some(background) = lock(&self.background).take() {
             background.stop();
         }

@@ -140,6 +140,11 @@ impl ShardSet {
         self.of(key).has(key)
     }
 
+    /// Offers a candidate for a quarantined block; see [`Shard::heal`].
+    pub fn heal(&self, key: &Multihash, candidate: &[u8]) -> Result<bool> {
+        self.of(key).heal(key, candidate)
+    }
+
     /// Deletes a block; see [`Shard::delete`].
     pub fn delete(&self, key: &Multihash) -> Result<()> {
         self.submit_delete(&[key])?.wait()

@@ -9,3 +9,4 @@ mod bad_input;
 mod flatfs_and_car;
 mod pages;
 mod sandbox;
+mod scrub;

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
@@ -101,6 +102,22 @@ impl Sandbox {
 
     pub fn node(&self) -> PathBuf {
         self.path("node")
+    }
+
+    /// Flips a bit of a value where the node has it on disk.
+    pub fn rot(&self, value: &[u8]) {
+        let mut flipped = 0;
+        for entry in fs::read_dir(self.node().join("shards/00")).unwrap() {
+            let path = entry.unwrap().path();
+            let Ok(bytes) = fs::read(&path) else { continue };
+            if let Some(at) = bytes.windows(value.len()).position(|window| window == value) {
+                // In place: an agent has the file open.
+                let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+                file.write_all_at(&[bytes[at + 50] ^ 4], at as u64 + 50).unwrap();
+                flipped += 1;
+            }
+        }
+        assert_eq!(flipped, 1);
     }
 
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {

@@ -273,6 +273,12 @@ impl Core {
     /// proves it (STORE 20), and is durable then.
     pub(super) fn heal(self: &Arc<Self>, key: &[u8], value: &[u8]) -> Result<bool> {
         self.check_writable()?;
+        if self.verifier.is_none() {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("{} is no block, and nothing proves what its value was: write it anew", self.name(key)),
+            ));
+        }
         let Some(live) = self.live_quarantined(key)? else { return Ok(false) };
         self.verify_cure(key, value)?;
         self.rewrite(key, live.location(), value)

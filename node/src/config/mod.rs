@@ -13,9 +13,11 @@ use std::{
 use basalt_blockstore::{Durability, OnCorrupt, Options as StoreOptions};
 use basalt_datastore::Options as DatastoreOptions;
 
+use crate::scrub::ScrubOptions;
+
 pub use settings::{
-    AGENT_SECTIONS, ConfigError, Kind, Place, Problem, Setting, Settings, Value, allowed, display_bytes, reference,
-    variable,
+    AGENT_SECTIONS, ConfigError, Kind, Place, Problem, Setting, Settings, Value, allowed, bytes, display_bytes,
+    reference, variable,
 };
 
 /// Name of the config file in a node's folder.
@@ -38,6 +40,8 @@ pub struct Config {
     pub connections_max: usize,
     /// How long calls under way may take to finish when the node closes.
     pub drain_deadline: Duration,
+    /// How everything is read back in the background.
+    pub scrub: ScrubOptions,
     /// Where and for whom the sockets are.
     pub sockets: Sockets,
 }
@@ -137,6 +141,11 @@ impl Config {
             queries_max: bytes("limits", "queries_max"),
             connections_max: bytes("limits", "connections_max"),
             drain_deadline: ms("node", "drain_deadline_ms"),
+            scrub: ScrubOptions {
+                rate_bytes: settings.integer("scrub", "rate_bytes"),
+                interval: Duration::from_secs(settings.integer("scrub", "interval_days") * 86_400),
+                hash: settings.bool("scrub", "hash"),
+            },
             sockets: Sockets {
                 data_path: path("data_path"),
                 admin_path: path("admin_path"),
@@ -413,6 +422,32 @@ pub const SETTINGS: &[Setting] = &[
         default: || list(&DatastoreOptions::default().unordered_prefixes),
         reload: false,
         about: "Keys under these prefixes refer to no block: in `ordered` they wait for no flush (provider and DHT bookkeeping).",
+    },
+    Setting {
+        section: "scrub",
+        key: "rate_bytes",
+        kind: Kind::Bytes { min: 0, max: TIB },
+        default: || integer(16 * MIB),
+        reload: false,
+        about: "Everything is read back from the disk in the background, all stores together at no more than this many bytes a second; 0 turns that off. \
+                At 16 MiB a second a pass over 10 TiB takes a little more than a week.",
+    },
+    Setting {
+        section: "scrub",
+        key: "interval_days",
+        kind: Kind::Integer { min: 0, max: 3650 },
+        default: || integer(30u64),
+        reload: false,
+        about: "Days from the end of a pass over a store to its next one, give or take a tenth so that stores and nodes don't go in step. 0: only when \
+                asked, by `basalt scrub start`.",
+    },
+    Setting {
+        section: "scrub",
+        key: "hash",
+        kind: Kind::Bool,
+        default: || Value::Bool(false),
+        reload: false,
+        about: "Hash blocks against their multihashes too. Rot is found by checksums; this finds blocks that came wrong, and costs a hash of everything.",
     },
     Setting {
         section: "sockets",

@@ -384,7 +384,7 @@ fn bounded(kind: Kind, value: u64) -> Option<Value> {
 const UNITS: [(&str, u32); 5] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
 
 /// Bytes from `268435456`, `"256 MiB"` or `"256MiB"`; binary units only, so that nobody has to guess.
-fn bytes(text: &str) -> Option<u64> {
+pub fn bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let (number, shift) = UNITS
         .iter()

@@ -65,7 +65,7 @@ fn unknown_key_is_refused_with_the_nearest_known() {
         problems("durability = 'strict'"),
         ["/n/basalt.toml:1: 'durability' stands outside of its section: write it below a line [node]"]
     );
-    assert!(problems("[zzzzzzzz]")[0].ends_with("the sections known here are limits, node, sockets, store"));
+    assert!(problems("[zzzzzzzz]")[0].ends_with("the sections known here are limits, node, scrub, sockets, store"));
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn tables_of_another_reader_are_checked_together() {
     assert_eq!(Config::check(text, Path::new("x")).unwrap().shards, Some(3));
     assert_eq!(
         problems("[logs]\nformat = \"json\""),
-        ["/n/basalt.toml:1: unknown section [logs]: the sections known here are limits, node, sockets, store"]
+        ["/n/basalt.toml:1: unknown section [logs]: the sections known here are limits, node, scrub, sockets, store"]
     );
 }
 

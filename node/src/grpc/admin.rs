@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use basalt_blockstore::{Digest, Error, ErrorKind, Multihash, Result as StoreResult, store::Store, verify_digest};
+use basalt_blockstore::{
+    Digest, Error, ErrorKind, Multihash, Result as StoreResult,
+    store::{self, Store},
+    verify_digest,
+};
 use basalt_datastore::{BatchOp, Datastore, Key};
 use basalt_proto::v1::{self, admin_server, verify_progress::Damage};
 use tokio::sync::Semaphore;
@@ -13,12 +17,14 @@ use super::{
     status::status,
     stream::{self, Answers, Sink},
 };
-use crate::{clients::Client, lock::Host, node::Node};
+use crate::{clients::Client, lock::Host, node::Node, scrub};
 
 /// Keys that a step of a verification reads, so that it reports now and then.
 const VERIFY_KEYS: usize = 256;
 /// Keys that a step of an export looks up.
 const EXPORT_KEYS: usize = 8192;
+/// Quarantined keys of a page.
+const QUARANTINED_KEYS: usize = 1024;
 /// Verifications and exports that run at a time: each keeps a disk busy.
 const STREAMS_MAX: usize = 4;
 
@@ -51,6 +57,35 @@ impl admin_server::Admin for Admin {
         let hash = request.get_ref().hash;
         let datastore = self.node.datastore().clone();
         Ok(Response::new(stream::produce(&self.streams, move |sink| verify(&datastore, hash, sink)).await?))
+    }
+
+    async fn control_scrub(self: Arc<Self>, request: Request<v1::ControlScrubRequest>) -> Answer<v1::ScrubStatus> {
+        let node = self.node.clone();
+        let controlled = blocking(move || {
+            if request.get_ref().action() != v1::control_scrub_request::Action::Unspecified {
+                node.scrubber()?.control(request.get_ref())?;
+            }
+            Ok(node.scrub_status())
+        });
+        Ok(Response::new(controlled.await?))
+    }
+
+    type ListQuarantinedStream = Answers<v1::ListQuarantinedResponse>;
+
+    async fn list_quarantined(
+        self: Arc<Self>,
+        _: Request<v1::ListQuarantinedRequest>,
+    ) -> Answer<Self::ListQuarantinedStream> {
+        let datastore = self.node.datastore().clone();
+        Ok(Response::new(stream::produce(&self.streams, move |sink| list_quarantined(&datastore, sink)).await?))
+    }
+
+    async fn heal(self: Arc<Self>, request: Request<v1::HealRequest>) -> Answer<v1::HealResponse> {
+        let request = request.into_inner();
+        let block = Multihash::parse(&request.multihash).map_err(|err| status(err.context("heal")))?;
+        let node = self.node.clone();
+        let healed = blocking(move || node.heal(&block, &request.value)).await?;
+        Ok(Response::new(v1::HealResponse { healed }))
     }
 
     async fn flush(self: Arc<Self>, _: Request<v1::FlushRequest>) -> Answer<v1::FlushResponse> {
@@ -314,6 +349,7 @@ fn verify(datastore: &Datastore, hash: bool, sink: &Sink<v1::VerifyProgress>) ->
                     continue;
                 }
                 if verify_digest(&key, &value) == Digest::Differs {
+                    shard.store().quarantine_digest(&found.key)?;
                     progress.damaged.push(damage(
                         name(&found.key),
                         &found.key,
@@ -373,6 +409,38 @@ fn report(progress: &mut v1::VerifyProgress, sink: &Sink<v1::VerifyProgress>) ->
 
 fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)
+}
+
+/// Sends what is quarantined, store by store.
+fn list_quarantined(datastore: &Datastore, sink: &Sink<v1::ListQuarantinedResponse>) -> StoreResult<()> {
+    for (name, store) in scrub::stores(datastore) {
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = store.quarantined(after.as_deref(), QUARANTINED_KEYS)?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.key.clone());
+            let quarantined = page.into_iter().map(|one| self::quarantined(&name, one)).collect();
+            sink.send(v1::ListQuarantinedResponse { quarantined, complete: false })?;
+        }
+    }
+    sink.send(v1::ListQuarantinedResponse { quarantined: Vec::new(), complete: true })
+}
+
+/// A quarantined key as Admin shows it.
+pub(crate) fn quarantined(store: &str, one: store::Quarantined) -> v1::Quarantined {
+    // Keys of the keyspace are texts that begin with a slash, which is the code of no hash function that Kubo uses.
+    let block = if one.key.starts_with(b"/") { None } else { Multihash::parse(&one.key).ok() };
+    v1::Quarantined {
+        store: store.to_owned(),
+        key: match &block {
+            Some(block) => Key::of_block(block).as_str().to_owned(),
+            None => String::from_utf8_lossy(&one.key).into_owned(),
+        },
+        cid: block.map_or_else(String::new, |block| block.raw_cid()),
+        reason: one.rot.about().to_owned(),
+        size: u64::from(one.size),
+        found_unix_ms: one.found_unix_ms,
+    }
 }
 
 /// Clients as `status` shows them.

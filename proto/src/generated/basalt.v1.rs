@@ -45,6 +45,11 @@ pub struct StatusResponse {
     pub admin_socket: ::prost::alloc::string::String,
     #[prost(string, tag = "19")]
     pub path: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "20")]
+    pub scrub: ::core::option::Option<ScrubStatus>,
+    /// The first of what is quarantined, at most 100; the counts below have all.
+    #[prost(message, repeated, tag = "21")]
+    pub quarantined: ::prost::alloc::vec::Vec<Quarantined>,
 }
 /// Nested message and enum types in `StatusResponse`.
 pub mod status_response {
@@ -72,6 +77,8 @@ pub mod status_response {
         /// "serving", "fenced: ..."
         #[prost(string, tag = "10")]
         pub state: ::prost::alloc::string::String,
+        #[prost(uint64, tag = "11")]
+        pub quarantined: u64,
     }
     #[allow(clippy::all)]
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -86,6 +93,8 @@ pub mod status_response {
         pub segments: u64,
         #[prost(uint64, tag = "5")]
         pub dead_bytes: u64,
+        #[prost(uint64, tag = "6")]
+        pub quarantined: u64,
     }
     #[allow(clippy::all)]
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -149,6 +158,171 @@ pub mod verify_progress {
         #[prost(string, tag = "3")]
         pub reason: ::prost::alloc::string::String,
     }
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ControlScrubRequest {
+    #[prost(enumeration = "control_scrub_request::Action", tag = "1")]
+    pub action: i32,
+    /// START: bytes a second until the passes end, instead of what the config says; 0: as the config says
+    #[prost(uint64, tag = "2")]
+    pub rate_bytes: u64,
+    /// START: hash blocks against their multihashes, whatever the config says
+    #[prost(bool, tag = "3")]
+    pub hash: bool,
+}
+/// Nested message and enum types in `ControlScrubRequest`.
+pub mod control_scrub_request {
+    #[allow(clippy::all)]
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Action {
+        /// only say how it is
+        Unspecified = 0,
+        /// a pass over every store, from its beginning; resumes what was paused
+        Start = 1,
+        /// ends the passes under way
+        Stop = 2,
+        /// holds, over restarts too, until START or RESUME
+        Pause = 3,
+        Resume = 4,
+    }
+    impl Action {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "ACTION_UNSPECIFIED",
+                Self::Start => "ACTION_START",
+                Self::Stop => "ACTION_STOP",
+                Self::Pause => "ACTION_PAUSE",
+                Self::Resume => "ACTION_RESUME",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "ACTION_UNSPECIFIED" => Some(Self::Unspecified),
+                "ACTION_START" => Some(Self::Start),
+                "ACTION_STOP" => Some(Self::Stop),
+                "ACTION_PAUSE" => Some(Self::Pause),
+                "ACTION_RESUME" => Some(Self::Resume),
+                _ => None,
+            }
+        }
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ScrubStatus {
+    /// "off", "idle", "running", "paused", "read-only"
+    #[prost(string, tag = "1")]
+    pub state: ::prost::alloc::string::String,
+    /// bytes a second
+    #[prost(uint64, tag = "2")]
+    pub rate_bytes: u64,
+    /// between passes; 0: only when asked
+    #[prost(uint64, tag = "3")]
+    pub interval_ms: u64,
+    #[prost(bool, tag = "4")]
+    pub hash: bool,
+    #[prost(message, repeated, tag = "5")]
+    pub stores: ::prost::alloc::vec::Vec<scrub_status::Store>,
+}
+/// Nested message and enum types in `ScrubStatus`.
+pub mod scrub_status {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Store {
+        /// "shard 0", "keyspace"
+        #[prost(string, tag = "1")]
+        pub name: ::prost::alloc::string::String,
+        #[prost(bool, tag = "2")]
+        pub active: bool,
+        /// of the pass under way, or of the last; 0: never
+        #[prost(uint64, tag = "3")]
+        pub started_unix_ms: u64,
+        /// of the last whole pass; 0: never
+        #[prost(uint64, tag = "4")]
+        pub finished_unix_ms: u64,
+        /// of the next; 0: only when asked
+        #[prost(uint64, tag = "5")]
+        pub due_unix_ms: u64,
+        #[prost(uint64, tag = "6")]
+        pub bytes_done: u64,
+        #[prost(uint64, tag = "7")]
+        pub bytes_left: u64,
+        #[prost(uint64, tag = "8")]
+        pub records: u64,
+        /// keys that the pass quarantined
+        #[prost(uint64, tag = "9")]
+        pub damaged: u64,
+        /// keys that were damaged on the disk, right in memory, and written anew
+        #[prost(uint64, tag = "10")]
+        pub rescued: u64,
+        /// keys that the disk refused to read; they are tried again
+        #[prost(uint64, tag = "11")]
+        pub unreadable: u64,
+        /// damaged stretches of the log in which nothing live stood
+        #[prost(uint64, tag = "12")]
+        pub dead_ranges: u64,
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListQuarantinedRequest {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListQuarantinedResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub quarantined: ::prost::alloc::vec::Vec<Quarantined>,
+    #[prost(bool, tag = "2")]
+    pub complete: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Quarantined {
+    /// "shard 0", "keyspace"
+    #[prost(string, tag = "1")]
+    pub store: ::prost::alloc::string::String,
+    /// as a datastore key
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    /// of a block: CIDv1 raw
+    #[prost(string, tag = "3")]
+    pub cid: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "5")]
+    pub size: u64,
+    #[prost(uint64, tag = "6")]
+    pub found_unix_ms: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HealRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub multihash: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HealResponse {
+    #[prost(bool, tag = "1")]
+    pub healed: bool,
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -347,6 +521,73 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("basalt.v1.Admin", "Verify"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Begins, stops, pauses or resumes the scrub in the background, or only says how it is.
+        pub async fn control_scrub(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ControlScrubRequest>,
+        ) -> std::result::Result<tonic::Response<super::ScrubStatus>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/basalt.v1.Admin/ControlScrub",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("basalt.v1.Admin", "ControlScrub"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What is quarantined, by store and key. Reads nothing back: O(quarantined).
+        pub async fn list_quarantined(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListQuarantinedRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ListQuarantinedResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/basalt.v1.Admin/ListQuarantined",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("basalt.v1.Admin", "ListQuarantined"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Offers bytes for a quarantined block, from a replica or a backup. They replace the damaged ones only if they are what its multihash names, and are
+        /// durable on return; INVALID_ARGUMENT where they are not, or where the hash function is not known here.
+        pub async fn heal(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HealRequest>,
+        ) -> std::result::Result<tonic::Response<super::HealResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/basalt.v1.Admin/Heal");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("basalt.v1.Admin", "Heal"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Makes all that was acknowledged durable, in every class.
         pub async fn flush(
             &mut self,
@@ -493,6 +734,31 @@ pub mod admin_server {
             self: std::sync::Arc<Self>,
             request: tonic::Request<super::VerifyRequest>,
         ) -> std::result::Result<tonic::Response<Self::VerifyStream>, tonic::Status>;
+        /// Begins, stops, pauses or resumes the scrub in the background, or only says how it is.
+        async fn control_scrub(
+            self: std::sync::Arc<Self>,
+            request: tonic::Request<super::ControlScrubRequest>,
+        ) -> std::result::Result<tonic::Response<super::ScrubStatus>, tonic::Status>;
+        /// Server streaming response type for the ListQuarantined method.
+        type ListQuarantinedStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ListQuarantinedResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What is quarantined, by store and key. Reads nothing back: O(quarantined).
+        async fn list_quarantined(
+            self: std::sync::Arc<Self>,
+            request: tonic::Request<super::ListQuarantinedRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ListQuarantinedStream>,
+            tonic::Status,
+        >;
+        /// Offers bytes for a quarantined block, from a replica or a backup. They replace the damaged ones only if they are what its multihash names, and are
+        /// durable on return; INVALID_ARGUMENT where they are not, or where the hash function is not known here.
+        async fn heal(
+            self: std::sync::Arc<Self>,
+            request: tonic::Request<super::HealRequest>,
+        ) -> std::result::Result<tonic::Response<super::HealResponse>, tonic::Status>;
         /// Makes all that was acknowledged durable, in every class.
         async fn flush(
             self: std::sync::Arc<Self>,
@@ -696,6 +962,141 @@ pub mod admin_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/basalt.v1.Admin/ControlScrub" => {
+                    #[allow(non_camel_case_types)]
+                    struct ControlScrubSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::ControlScrubRequest>
+                    for ControlScrubSvc<T> {
+                        type Response = super::ScrubStatus;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ControlScrubRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::control_scrub(inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ControlScrubSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/basalt.v1.Admin/ListQuarantined" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListQuarantinedSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::ServerStreamingService<
+                        super::ListQuarantinedRequest,
+                    > for ListQuarantinedSvc<T> {
+                        type Response = super::ListQuarantinedResponse;
+                        type ResponseStream = T::ListQuarantinedStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListQuarantinedRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::list_quarantined(inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListQuarantinedSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/basalt.v1.Admin/Heal" => {
+                    #[allow(non_camel_case_types)]
+                    struct HealSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::HealRequest>
+                    for HealSvc<T> {
+                        type Response = super::HealResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HealRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::heal(inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HealSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -22,6 +22,61 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ControlScrubRequest_Action int32
+
+const (
+	ControlScrubRequest_ACTION_UNSPECIFIED ControlScrubRequest_Action = 0 // only say how it is
+	ControlScrubRequest_ACTION_START       ControlScrubRequest_Action = 1 // a pass over every store, from its beginning; resumes what was paused
+	ControlScrubRequest_ACTION_STOP        ControlScrubRequest_Action = 2 // ends the passes under way
+	ControlScrubRequest_ACTION_PAUSE       ControlScrubRequest_Action = 3 // holds, over restarts too, until START or RESUME
+	ControlScrubRequest_ACTION_RESUME      ControlScrubRequest_Action = 4
+)
+
+// Enum value maps for ControlScrubRequest_Action.
+var (
+	ControlScrubRequest_Action_name = map[int32]string{
+		0: "ACTION_UNSPECIFIED",
+		1: "ACTION_START",
+		2: "ACTION_STOP",
+		3: "ACTION_PAUSE",
+		4: "ACTION_RESUME",
+	}
+	ControlScrubRequest_Action_value = map[string]int32{
+		"ACTION_UNSPECIFIED": 0,
+		"ACTION_START":       1,
+		"ACTION_STOP":        2,
+		"ACTION_PAUSE":       3,
+		"ACTION_RESUME":      4,
+	}
+)
+
+func (x ControlScrubRequest_Action) Enum() *ControlScrubRequest_Action {
+	p := new(ControlScrubRequest_Action)
+	*p = x
+	return p
+}
+
+func (x ControlScrubRequest_Action) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ControlScrubRequest_Action) Descriptor() protoreflect.EnumDescriptor {
+	return file_basalt_v1_admin_proto_enumTypes[0].Descriptor()
+}
+
+func (ControlScrubRequest_Action) Type() protoreflect.EnumType {
+	return &file_basalt_v1_admin_proto_enumTypes[0]
+}
+
+func (x ControlScrubRequest_Action) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ControlScrubRequest_Action.Descriptor instead.
+func (ControlScrubRequest_Action) EnumDescriptor() ([]byte, []int) {
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{4, 0}
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -79,8 +134,11 @@ type StatusResponse struct {
 	DataSocket     string                      `protobuf:"bytes,17,opt,name=data_socket,json=dataSocket,proto3" json:"data_socket,omitempty"`
 	AdminSocket    string                      `protobuf:"bytes,18,opt,name=admin_socket,json=adminSocket,proto3" json:"admin_socket,omitempty"`
 	Path           string                      `protobuf:"bytes,19,opt,name=path,proto3" json:"path,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	Scrub          *ScrubStatus                `protobuf:"bytes,20,opt,name=scrub,proto3" json:"scrub,omitempty"`
+	// The first of what is quarantined, at most 100; the counts below have all.
+	Quarantined   []*Quarantined `protobuf:"bytes,21,rep,name=quarantined,proto3" json:"quarantined,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -246,6 +304,20 @@ func (x *StatusResponse) GetPath() string {
 	return ""
 }
 
+func (x *StatusResponse) GetScrub() *ScrubStatus {
+	if x != nil {
+		return x.Scrub
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetQuarantined() []*Quarantined {
+	if x != nil {
+		return x.Quarantined
+	}
+	return nil
+}
+
 type VerifyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hash          bool                   `protobuf:"varint,1,opt,name=hash,proto3" json:"hash,omitempty"`
@@ -374,6 +446,410 @@ func (x *VerifyProgress) GetComplete() bool {
 	return false
 }
 
+type ControlScrubRequest struct {
+	state         protoimpl.MessageState     `protogen:"open.v1"`
+	Action        ControlScrubRequest_Action `protobuf:"varint,1,opt,name=action,proto3,enum=basalt.v1.ControlScrubRequest_Action" json:"action,omitempty"`
+	RateBytes     uint64                     `protobuf:"varint,2,opt,name=rate_bytes,json=rateBytes,proto3" json:"rate_bytes,omitempty"` // START: bytes a second until the passes end, instead of what the config says; 0: as the config says
+	Hash          bool                       `protobuf:"varint,3,opt,name=hash,proto3" json:"hash,omitempty"`                            // START: hash blocks against their multihashes, whatever the config says
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ControlScrubRequest) Reset() {
+	*x = ControlScrubRequest{}
+	mi := &file_basalt_v1_admin_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ControlScrubRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ControlScrubRequest) ProtoMessage() {}
+
+func (x *ControlScrubRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_basalt_v1_admin_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ControlScrubRequest.ProtoReflect.Descriptor instead.
+func (*ControlScrubRequest) Descriptor() ([]byte, []int) {
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ControlScrubRequest) GetAction() ControlScrubRequest_Action {
+	if x != nil {
+		return x.Action
+	}
+	return ControlScrubRequest_ACTION_UNSPECIFIED
+}
+
+func (x *ControlScrubRequest) GetRateBytes() uint64 {
+	if x != nil {
+		return x.RateBytes
+	}
+	return 0
+}
+
+func (x *ControlScrubRequest) GetHash() bool {
+	if x != nil {
+		return x.Hash
+	}
+	return false
+}
+
+type ScrubStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`                              // "off", "idle", "running", "paused", "read-only"
+	RateBytes     uint64                 `protobuf:"varint,2,opt,name=rate_bytes,json=rateBytes,proto3" json:"rate_bytes,omitempty"`    // bytes a second
+	IntervalMs    uint64                 `protobuf:"varint,3,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"` // between passes; 0: only when asked
+	Hash          bool                   `protobuf:"varint,4,opt,name=hash,proto3" json:"hash,omitempty"`
+	Stores        []*ScrubStatus_Store   `protobuf:"bytes,5,rep,name=stores,proto3" json:"stores,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubStatus) Reset() {
+	*x = ScrubStatus{}
+	mi := &file_basalt_v1_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubStatus) ProtoMessage() {}
+
+func (x *ScrubStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_basalt_v1_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubStatus.ProtoReflect.Descriptor instead.
+func (*ScrubStatus) Descriptor() ([]byte, []int) {
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ScrubStatus) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ScrubStatus) GetRateBytes() uint64 {
+	if x != nil {
+		return x.RateBytes
+	}
+	return 0
+}
+
+func (x *ScrubStatus) GetIntervalMs() uint64 {
+	if x != nil {
+		return x.IntervalMs
+	}
+	return 0
+}
+
+func (x *ScrubStatus) GetHash() bool {
+	if x != nil {
+		return x.Hash
+	}
+	return false
+}
+
+func (x *ScrubStatus) GetStores() []*ScrubStatus_Store {
+	if x != nil {
+		return x.Stores
+	}
+	return nil
+}
+
+type ListQuarantinedRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListQuarantinedRequest) Reset() {
+	*x = ListQuarantinedRequest{}
+	mi := &file_basalt_v1_admin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListQuarantinedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListQuarantinedRequest) ProtoMessage() {}
+
+func (x *ListQuarantinedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_basalt_v1_admin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListQuarantinedRequest.ProtoReflect.Descriptor instead.
+func (*ListQuarantinedRequest) Descriptor() ([]byte, []int) {
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{6}
+}
+
+type ListQuarantinedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Quarantined   []*Quarantined         `protobuf:"bytes,1,rep,name=quarantined,proto3" json:"quarantined,omitempty"`
+	Complete      bool                   `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListQuarantinedResponse) Reset() {
+	*x = ListQuarantinedResponse{}
+	mi := &file_basalt_v1_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListQuarantinedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListQuarantinedResponse) ProtoMessage() {}
+
+func (x *ListQuarantinedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_basalt_v1_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListQuarantinedResponse.ProtoReflect.Descriptor instead.
+func (*ListQuarantinedResponse) Descriptor() ([]byte, []int) {
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListQuarantinedResponse) GetQuarantined() []*Quarantined {
+	if x != nil {
+		return x.Quarantined
+	}
+	return nil
+}
+
+func (x *ListQuarantinedResponse) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+type Quarantined struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Store         string                 `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"` // "shard 0", "keyspace"
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`     // as a datastore key
+	Cid           string                 `protobuf:"bytes,3,opt,name=cid,proto3" json:"cid,omitempty"`     // of a block: CIDv1 raw
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Size          uint64                 `protobuf:"varint,5,opt,name=size,proto3" json:"size,omitempty"`
+	FoundUnixMs   uint64                 `protobuf:"varint,6,opt,name=found_unix_ms,json=foundUnixMs,proto3" json:"found_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Quarantined) Reset() {
+	*x = Quarantined{}
+	mi := &file_basalt_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Quarantined) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Quarantined) ProtoMessage() {}
+
+func (x *Quarantined) ProtoReflect() protoreflect.Message {
+	mi := &file_basalt_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Quarantined.ProtoReflect.Descriptor instead.
+func (*Quarantined) Descriptor() ([]byte, []int) {
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Quarantined) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
+}
+
+func (x *Quarantined) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Quarantined) GetCid() string {
+	if x != nil {
+		return x.Cid
+	}
+	return ""
+}
+
+func (x *Quarantined) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Quarantined) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Quarantined) GetFoundUnixMs() uint64 {
+	if x != nil {
+		return x.FoundUnixMs
+	}
+	return 0
+}
+
+type HealRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Multihash     []byte                 `protobuf:"bytes,1,opt,name=multihash,proto3" json:"multihash,omitempty"`
+	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealRequest) Reset() {
+	*x = HealRequest{}
+	mi := &file_basalt_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealRequest) ProtoMessage() {}
+
+func (x *HealRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_basalt_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealRequest.ProtoReflect.Descriptor instead.
+func (*HealRequest) Descriptor() ([]byte, []int) {
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *HealRequest) GetMultihash() []byte {
+	if x != nil {
+		return x.Multihash
+	}
+	return nil
+}
+
+func (x *HealRequest) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+type HealResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Healed        bool                   `protobuf:"varint,1,opt,name=healed,proto3" json:"healed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealResponse) Reset() {
+	*x = HealResponse{}
+	mi := &file_basalt_v1_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealResponse) ProtoMessage() {}
+
+func (x *HealResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_basalt_v1_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealResponse.ProtoReflect.Descriptor instead.
+func (*HealResponse) Descriptor() ([]byte, []int) {
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *HealResponse) GetHealed() bool {
+	if x != nil {
+		return x.Healed
+	}
+	return false
+}
+
 type FlushRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -382,7 +858,7 @@ type FlushRequest struct {
 
 func (x *FlushRequest) Reset() {
 	*x = FlushRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[4]
+	mi := &file_basalt_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -394,7 +870,7 @@ func (x *FlushRequest) String() string {
 func (*FlushRequest) ProtoMessage() {}
 
 func (x *FlushRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[4]
+	mi := &file_basalt_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -407,7 +883,7 @@ func (x *FlushRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushRequest.ProtoReflect.Descriptor instead.
 func (*FlushRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 type FlushResponse struct {
@@ -418,7 +894,7 @@ type FlushResponse struct {
 
 func (x *FlushResponse) Reset() {
 	*x = FlushResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[5]
+	mi := &file_basalt_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -430,7 +906,7 @@ func (x *FlushResponse) String() string {
 func (*FlushResponse) ProtoMessage() {}
 
 func (x *FlushResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[5]
+	mi := &file_basalt_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -443,7 +919,7 @@ func (x *FlushResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushResponse.ProtoReflect.Descriptor instead.
 func (*FlushResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 type ReclaimRequest struct {
@@ -454,7 +930,7 @@ type ReclaimRequest struct {
 
 func (x *ReclaimRequest) Reset() {
 	*x = ReclaimRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[6]
+	mi := &file_basalt_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -466,7 +942,7 @@ func (x *ReclaimRequest) String() string {
 func (*ReclaimRequest) ProtoMessage() {}
 
 func (x *ReclaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[6]
+	mi := &file_basalt_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -479,7 +955,7 @@ func (x *ReclaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReclaimRequest.ProtoReflect.Descriptor instead.
 func (*ReclaimRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 type ReclaimResponse struct {
@@ -492,7 +968,7 @@ type ReclaimResponse struct {
 
 func (x *ReclaimResponse) Reset() {
 	*x = ReclaimResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[7]
+	mi := &file_basalt_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -504,7 +980,7 @@ func (x *ReclaimResponse) String() string {
 func (*ReclaimResponse) ProtoMessage() {}
 
 func (x *ReclaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[7]
+	mi := &file_basalt_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -517,7 +993,7 @@ func (x *ReclaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReclaimResponse.ProtoReflect.Descriptor instead.
 func (*ReclaimResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReclaimResponse) GetFreedBytes() uint64 {
@@ -544,7 +1020,7 @@ type HandOverRequest struct {
 
 func (x *HandOverRequest) Reset() {
 	*x = HandOverRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[8]
+	mi := &file_basalt_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -556,7 +1032,7 @@ func (x *HandOverRequest) String() string {
 func (*HandOverRequest) ProtoMessage() {}
 
 func (x *HandOverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[8]
+	mi := &file_basalt_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -569,7 +1045,7 @@ func (x *HandOverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandOverRequest.ProtoReflect.Descriptor instead.
 func (*HandOverRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *HandOverRequest) GetForce() bool {
@@ -594,7 +1070,7 @@ type HandOverResponse struct {
 
 func (x *HandOverResponse) Reset() {
 	*x = HandOverResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[9]
+	mi := &file_basalt_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -606,7 +1082,7 @@ func (x *HandOverResponse) String() string {
 func (*HandOverResponse) ProtoMessage() {}
 
 func (x *HandOverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[9]
+	mi := &file_basalt_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -619,7 +1095,7 @@ func (x *HandOverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandOverResponse.ProtoReflect.Descriptor instead.
 func (*HandOverResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 type ImportBlocksRequest struct {
@@ -632,7 +1108,7 @@ type ImportBlocksRequest struct {
 
 func (x *ImportBlocksRequest) Reset() {
 	*x = ImportBlocksRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[10]
+	mi := &file_basalt_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -644,7 +1120,7 @@ func (x *ImportBlocksRequest) String() string {
 func (*ImportBlocksRequest) ProtoMessage() {}
 
 func (x *ImportBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[10]
+	mi := &file_basalt_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -657,7 +1133,7 @@ func (x *ImportBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBlocksRequest.ProtoReflect.Descriptor instead.
 func (*ImportBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ImportBlocksRequest) GetBlocks() []*Block {
@@ -685,7 +1161,7 @@ type ImportBlocksResponse struct {
 
 func (x *ImportBlocksResponse) Reset() {
 	*x = ImportBlocksResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[11]
+	mi := &file_basalt_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +1173,7 @@ func (x *ImportBlocksResponse) String() string {
 func (*ImportBlocksResponse) ProtoMessage() {}
 
 func (x *ImportBlocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[11]
+	mi := &file_basalt_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +1186,7 @@ func (x *ImportBlocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBlocksResponse.ProtoReflect.Descriptor instead.
 func (*ImportBlocksResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ImportBlocksResponse) GetBlocks() uint64 {
@@ -745,7 +1221,7 @@ type ExportBlocksRequest struct {
 
 func (x *ExportBlocksRequest) Reset() {
 	*x = ExportBlocksRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[12]
+	mi := &file_basalt_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -757,7 +1233,7 @@ func (x *ExportBlocksRequest) String() string {
 func (*ExportBlocksRequest) ProtoMessage() {}
 
 func (x *ExportBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[12]
+	mi := &file_basalt_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -770,7 +1246,7 @@ func (x *ExportBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBlocksRequest.ProtoReflect.Descriptor instead.
 func (*ExportBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExportBlocksRequest) GetAfter() []byte {
@@ -804,7 +1280,7 @@ type ExportBlocksResponse struct {
 
 func (x *ExportBlocksResponse) Reset() {
 	*x = ExportBlocksResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[13]
+	mi := &file_basalt_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -816,7 +1292,7 @@ func (x *ExportBlocksResponse) String() string {
 func (*ExportBlocksResponse) ProtoMessage() {}
 
 func (x *ExportBlocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[13]
+	mi := &file_basalt_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -829,7 +1305,7 @@ func (x *ExportBlocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBlocksResponse.ProtoReflect.Descriptor instead.
 func (*ExportBlocksResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExportBlocksResponse) GetBlocks() []*Block {
@@ -859,7 +1335,7 @@ type Block struct {
 
 func (x *Block) Reset() {
 	*x = Block{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[14]
+	mi := &file_basalt_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -871,7 +1347,7 @@ func (x *Block) String() string {
 func (*Block) ProtoMessage() {}
 
 func (x *Block) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[14]
+	mi := &file_basalt_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -884,7 +1360,7 @@ func (x *Block) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Block.ProtoReflect.Descriptor instead.
 func (*Block) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Block) GetMultihash() []byte {
@@ -927,13 +1403,14 @@ type StatusResponse_Shard struct {
 	UnflushedBytes uint64                 `protobuf:"varint,8,opt,name=unflushed_bytes,json=unflushedBytes,proto3" json:"unflushed_bytes,omitempty"`
 	AvailableBytes uint64                 `protobuf:"varint,9,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
 	State          string                 `protobuf:"bytes,10,opt,name=state,proto3" json:"state,omitempty"` // "serving", "fenced: ..."
+	Quarantined    uint64                 `protobuf:"varint,11,opt,name=quarantined,proto3" json:"quarantined,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StatusResponse_Shard) Reset() {
 	*x = StatusResponse_Shard{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[15]
+	mi := &file_basalt_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +1422,7 @@ func (x *StatusResponse_Shard) String() string {
 func (*StatusResponse_Shard) ProtoMessage() {}
 
 func (x *StatusResponse_Shard) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[15]
+	mi := &file_basalt_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,6 +1508,13 @@ func (x *StatusResponse_Shard) GetState() string {
 	return ""
 }
 
+func (x *StatusResponse_Shard) GetQuarantined() uint64 {
+	if x != nil {
+		return x.Quarantined
+	}
+	return 0
+}
+
 type StatusResponse_Keyspace struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Keys           uint64                 `protobuf:"varint,1,opt,name=keys,proto3" json:"keys,omitempty"`
@@ -1038,13 +1522,14 @@ type StatusResponse_Keyspace struct {
 	AllocatedBytes uint64                 `protobuf:"varint,3,opt,name=allocated_bytes,json=allocatedBytes,proto3" json:"allocated_bytes,omitempty"`
 	Segments       uint64                 `protobuf:"varint,4,opt,name=segments,proto3" json:"segments,omitempty"`
 	DeadBytes      uint64                 `protobuf:"varint,5,opt,name=dead_bytes,json=deadBytes,proto3" json:"dead_bytes,omitempty"`
+	Quarantined    uint64                 `protobuf:"varint,6,opt,name=quarantined,proto3" json:"quarantined,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StatusResponse_Keyspace) Reset() {
 	*x = StatusResponse_Keyspace{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[16]
+	mi := &file_basalt_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1541,7 @@ func (x *StatusResponse_Keyspace) String() string {
 func (*StatusResponse_Keyspace) ProtoMessage() {}
 
 func (x *StatusResponse_Keyspace) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[16]
+	mi := &file_basalt_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,6 +1592,13 @@ func (x *StatusResponse_Keyspace) GetDeadBytes() uint64 {
 	return 0
 }
 
+func (x *StatusResponse_Keyspace) GetQuarantined() uint64 {
+	if x != nil {
+		return x.Quarantined
+	}
+	return 0
+}
+
 type StatusResponse_Client struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1120,7 +1612,7 @@ type StatusResponse_Client struct {
 
 func (x *StatusResponse_Client) Reset() {
 	*x = StatusResponse_Client{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[17]
+	mi := &file_basalt_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1132,7 +1624,7 @@ func (x *StatusResponse_Client) String() string {
 func (*StatusResponse_Client) ProtoMessage() {}
 
 func (x *StatusResponse_Client) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[17]
+	mi := &file_basalt_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +1687,7 @@ type StatusResponse_Condition struct {
 
 func (x *StatusResponse_Condition) Reset() {
 	*x = StatusResponse_Condition{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[18]
+	mi := &file_basalt_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1699,7 @@ func (x *StatusResponse_Condition) String() string {
 func (*StatusResponse_Condition) ProtoMessage() {}
 
 func (x *StatusResponse_Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[18]
+	mi := &file_basalt_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1754,7 @@ type VerifyProgress_Damage struct {
 
 func (x *VerifyProgress_Damage) Reset() {
 	*x = VerifyProgress_Damage{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[19]
+	mi := &file_basalt_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1274,7 +1766,7 @@ func (x *VerifyProgress_Damage) String() string {
 func (*VerifyProgress_Damage) ProtoMessage() {}
 
 func (x *VerifyProgress_Damage) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[19]
+	mi := &file_basalt_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,13 +1803,144 @@ func (x *VerifyProgress_Damage) GetReason() string {
 	return ""
 }
 
+type ScrubStatus_Store struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // "shard 0", "keyspace"
+	Active         bool                   `protobuf:"varint,2,opt,name=active,proto3" json:"active,omitempty"`
+	StartedUnixMs  uint64                 `protobuf:"varint,3,opt,name=started_unix_ms,json=startedUnixMs,proto3" json:"started_unix_ms,omitempty"`    // of the pass under way, or of the last; 0: never
+	FinishedUnixMs uint64                 `protobuf:"varint,4,opt,name=finished_unix_ms,json=finishedUnixMs,proto3" json:"finished_unix_ms,omitempty"` // of the last whole pass; 0: never
+	DueUnixMs      uint64                 `protobuf:"varint,5,opt,name=due_unix_ms,json=dueUnixMs,proto3" json:"due_unix_ms,omitempty"`                // of the next; 0: only when asked
+	BytesDone      uint64                 `protobuf:"varint,6,opt,name=bytes_done,json=bytesDone,proto3" json:"bytes_done,omitempty"`
+	BytesLeft      uint64                 `protobuf:"varint,7,opt,name=bytes_left,json=bytesLeft,proto3" json:"bytes_left,omitempty"`
+	Records        uint64                 `protobuf:"varint,8,opt,name=records,proto3" json:"records,omitempty"`
+	Damaged        uint64                 `protobuf:"varint,9,opt,name=damaged,proto3" json:"damaged,omitempty"`                          // keys that the pass quarantined
+	Rescued        uint64                 `protobuf:"varint,10,opt,name=rescued,proto3" json:"rescued,omitempty"`                         // keys that were damaged on the disk, right in memory, and written anew
+	Unreadable     uint64                 `protobuf:"varint,11,opt,name=unreadable,proto3" json:"unreadable,omitempty"`                   // keys that the disk refused to read; they are tried again
+	DeadRanges     uint64                 `protobuf:"varint,12,opt,name=dead_ranges,json=deadRanges,proto3" json:"dead_ranges,omitempty"` // damaged stretches of the log in which nothing live stood
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ScrubStatus_Store) Reset() {
+	*x = ScrubStatus_Store{}
+	mi := &file_basalt_v1_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubStatus_Store) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubStatus_Store) ProtoMessage() {}
+
+func (x *ScrubStatus_Store) ProtoReflect() protoreflect.Message {
+	mi := &file_basalt_v1_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubStatus_Store.ProtoReflect.Descriptor instead.
+func (*ScrubStatus_Store) Descriptor() ([]byte, []int) {
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{5, 0}
+}
+
+func (x *ScrubStatus_Store) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ScrubStatus_Store) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+func (x *ScrubStatus_Store) GetStartedUnixMs() uint64 {
+	if x != nil {
+		return x.StartedUnixMs
+	}
+	return 0
+}
+
+func (x *ScrubStatus_Store) GetFinishedUnixMs() uint64 {
+	if x != nil {
+		return x.FinishedUnixMs
+	}
+	return 0
+}
+
+func (x *ScrubStatus_Store) GetDueUnixMs() uint64 {
+	if x != nil {
+		return x.DueUnixMs
+	}
+	return 0
+}
+
+func (x *ScrubStatus_Store) GetBytesDone() uint64 {
+	if x != nil {
+		return x.BytesDone
+	}
+	return 0
+}
+
+func (x *ScrubStatus_Store) GetBytesLeft() uint64 {
+	if x != nil {
+		return x.BytesLeft
+	}
+	return 0
+}
+
+func (x *ScrubStatus_Store) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *ScrubStatus_Store) GetDamaged() uint64 {
+	if x != nil {
+		return x.Damaged
+	}
+	return 0
+}
+
+func (x *ScrubStatus_Store) GetRescued() uint64 {
+	if x != nil {
+		return x.Rescued
+	}
+	return 0
+}
+
+func (x *ScrubStatus_Store) GetUnreadable() uint64 {
+	if x != nil {
+		return x.Unreadable
+	}
+	return 0
+}
+
+func (x *ScrubStatus_Store) GetDeadRanges() uint64 {
+	if x != nil {
+		return x.DeadRanges
+	}
+	return 0
+}
+
 var File_basalt_v1_admin_proto protoreflect.FileDescriptor
 
 const file_basalt_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x15basalt/v1/admin.proto\x12\tbasalt.v1\"\x0f\n" +
-	"\rStatusRequest\"\xe7\n" +
-	"\n" +
+	"\rStatusRequest\"\x93\f\n" +
 	"\x0eStatusResponse\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x10\n" +
@@ -1344,7 +1967,9 @@ const file_basalt_v1_admin_proto_rawDesc = "" +
 	"\vdata_socket\x18\x11 \x01(\tR\n" +
 	"dataSocket\x12!\n" +
 	"\fadmin_socket\x18\x12 \x01(\tR\vadminSocket\x12\x12\n" +
-	"\x04path\x18\x13 \x01(\tR\x04path\x1a\xa5\x02\n" +
+	"\x04path\x18\x13 \x01(\tR\x04path\x12,\n" +
+	"\x05scrub\x18\x14 \x01(\v2\x16.basalt.v1.ScrubStatusR\x05scrub\x128\n" +
+	"\vquarantined\x18\x15 \x03(\v2\x16.basalt.v1.QuarantinedR\vquarantined\x1a\xc7\x02\n" +
 	"\x05Shard\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
@@ -1357,14 +1982,16 @@ const file_basalt_v1_admin_proto_rawDesc = "" +
 	"\x0funflushed_bytes\x18\b \x01(\x04R\x0eunflushedBytes\x12'\n" +
 	"\x0favailable_bytes\x18\t \x01(\x04R\x0eavailableBytes\x12\x14\n" +
 	"\x05state\x18\n" +
-	" \x01(\tR\x05state\x1a\x98\x01\n" +
+	" \x01(\tR\x05state\x12 \n" +
+	"\vquarantined\x18\v \x01(\x04R\vquarantined\x1a\xba\x01\n" +
 	"\bKeyspace\x12\x12\n" +
 	"\x04keys\x18\x01 \x01(\x04R\x04keys\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12'\n" +
 	"\x0fallocated_bytes\x18\x03 \x01(\x04R\x0eallocatedBytes\x12\x1a\n" +
 	"\bsegments\x18\x04 \x01(\x04R\bsegments\x12\x1d\n" +
 	"\n" +
-	"dead_bytes\x18\x05 \x01(\x04R\tdeadBytes\x1aw\n" +
+	"dead_bytes\x18\x05 \x01(\x04R\tdeadBytes\x12 \n" +
+	"\vquarantined\x18\x06 \x01(\x04R\vquarantined\x1aw\n" +
 	"\x06Client\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12!\n" +
@@ -1391,7 +2018,61 @@ const file_basalt_v1_admin_proto_rawDesc = "" +
 	"\x06Damage\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x10\n" +
 	"\x03cid\x18\x02 \x01(\tR\x03cid\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x0e\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xf1\x01\n" +
+	"\x13ControlScrubRequest\x12=\n" +
+	"\x06action\x18\x01 \x01(\x0e2%.basalt.v1.ControlScrubRequest.ActionR\x06action\x12\x1d\n" +
+	"\n" +
+	"rate_bytes\x18\x02 \x01(\x04R\trateBytes\x12\x12\n" +
+	"\x04hash\x18\x03 \x01(\bR\x04hash\"h\n" +
+	"\x06Action\x12\x16\n" +
+	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fACTION_START\x10\x01\x12\x0f\n" +
+	"\vACTION_STOP\x10\x02\x12\x10\n" +
+	"\fACTION_PAUSE\x10\x03\x12\x11\n" +
+	"\rACTION_RESUME\x10\x04\"\xa2\x04\n" +
+	"\vScrubStatus\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x1d\n" +
+	"\n" +
+	"rate_bytes\x18\x02 \x01(\x04R\trateBytes\x12\x1f\n" +
+	"\vinterval_ms\x18\x03 \x01(\x04R\n" +
+	"intervalMs\x12\x12\n" +
+	"\x04hash\x18\x04 \x01(\bR\x04hash\x124\n" +
+	"\x06stores\x18\x05 \x03(\v2\x1c.basalt.v1.ScrubStatus.StoreR\x06stores\x1a\xf2\x02\n" +
+	"\x05Store\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06active\x18\x02 \x01(\bR\x06active\x12&\n" +
+	"\x0fstarted_unix_ms\x18\x03 \x01(\x04R\rstartedUnixMs\x12(\n" +
+	"\x10finished_unix_ms\x18\x04 \x01(\x04R\x0efinishedUnixMs\x12\x1e\n" +
+	"\vdue_unix_ms\x18\x05 \x01(\x04R\tdueUnixMs\x12\x1d\n" +
+	"\n" +
+	"bytes_done\x18\x06 \x01(\x04R\tbytesDone\x12\x1d\n" +
+	"\n" +
+	"bytes_left\x18\a \x01(\x04R\tbytesLeft\x12\x18\n" +
+	"\arecords\x18\b \x01(\x04R\arecords\x12\x18\n" +
+	"\adamaged\x18\t \x01(\x04R\adamaged\x12\x18\n" +
+	"\arescued\x18\n" +
+	" \x01(\x04R\arescued\x12\x1e\n" +
+	"\n" +
+	"unreadable\x18\v \x01(\x04R\n" +
+	"unreadable\x12\x1f\n" +
+	"\vdead_ranges\x18\f \x01(\x04R\n" +
+	"deadRanges\"\x18\n" +
+	"\x16ListQuarantinedRequest\"o\n" +
+	"\x17ListQuarantinedResponse\x128\n" +
+	"\vquarantined\x18\x01 \x03(\v2\x16.basalt.v1.QuarantinedR\vquarantined\x12\x1a\n" +
+	"\bcomplete\x18\x02 \x01(\bR\bcomplete\"\x97\x01\n" +
+	"\vQuarantined\x12\x14\n" +
+	"\x05store\x18\x01 \x01(\tR\x05store\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
+	"\x03cid\x18\x03 \x01(\tR\x03cid\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04size\x18\x05 \x01(\x04R\x04size\x12\"\n" +
+	"\rfound_unix_ms\x18\x06 \x01(\x04R\vfoundUnixMs\"A\n" +
+	"\vHealRequest\x12\x1c\n" +
+	"\tmultihash\x18\x01 \x01(\fR\tmultihash\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"&\n" +
+	"\fHealResponse\x12\x16\n" +
+	"\x06healed\x18\x01 \x01(\bR\x06healed\"\x0e\n" +
 	"\fFlushRequest\"\x0f\n" +
 	"\rFlushResponse\"\x10\n" +
 	"\x0eReclaimRequest\"N\n" +
@@ -1422,10 +2103,13 @@ const file_basalt_v1_admin_proto_rawDesc = "" +
 	"\tmultihash\x18\x01 \x01(\fR\tmultihash\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x04R\x04size\x12\x18\n" +
-	"\adamaged\x18\x04 \x01(\tR\adamaged2\xf0\x03\n" +
+	"\adamaged\x18\x04 \x01(\tR\adamaged2\xcd\x05\n" +
 	"\x05Admin\x12=\n" +
 	"\x06Status\x12\x18.basalt.v1.StatusRequest\x1a\x19.basalt.v1.StatusResponse\x12?\n" +
-	"\x06Verify\x12\x18.basalt.v1.VerifyRequest\x1a\x19.basalt.v1.VerifyProgress0\x01\x12:\n" +
+	"\x06Verify\x12\x18.basalt.v1.VerifyRequest\x1a\x19.basalt.v1.VerifyProgress0\x01\x12F\n" +
+	"\fControlScrub\x12\x1e.basalt.v1.ControlScrubRequest\x1a\x16.basalt.v1.ScrubStatus\x12Z\n" +
+	"\x0fListQuarantined\x12!.basalt.v1.ListQuarantinedRequest\x1a\".basalt.v1.ListQuarantinedResponse0\x01\x127\n" +
+	"\x04Heal\x12\x16.basalt.v1.HealRequest\x1a\x17.basalt.v1.HealResponse\x12:\n" +
 	"\x05Flush\x12\x17.basalt.v1.FlushRequest\x1a\x18.basalt.v1.FlushResponse\x12@\n" +
 	"\aReclaim\x12\x19.basalt.v1.ReclaimRequest\x1a\x1a.basalt.v1.ReclaimResponse\x12C\n" +
 	"\bHandOver\x12\x1a.basalt.v1.HandOverRequest\x1a\x1b.basalt.v1.HandOverResponse\x12Q\n" +
@@ -1444,56 +2128,77 @@ func file_basalt_v1_admin_proto_rawDescGZIP() []byte {
 	return file_basalt_v1_admin_proto_rawDescData
 }
 
-var file_basalt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_basalt_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_basalt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_basalt_v1_admin_proto_goTypes = []any{
-	(*StatusRequest)(nil),            // 0: basalt.v1.StatusRequest
-	(*StatusResponse)(nil),           // 1: basalt.v1.StatusResponse
-	(*VerifyRequest)(nil),            // 2: basalt.v1.VerifyRequest
-	(*VerifyProgress)(nil),           // 3: basalt.v1.VerifyProgress
-	(*FlushRequest)(nil),             // 4: basalt.v1.FlushRequest
-	(*FlushResponse)(nil),            // 5: basalt.v1.FlushResponse
-	(*ReclaimRequest)(nil),           // 6: basalt.v1.ReclaimRequest
-	(*ReclaimResponse)(nil),          // 7: basalt.v1.ReclaimResponse
-	(*HandOverRequest)(nil),          // 8: basalt.v1.HandOverRequest
-	(*HandOverResponse)(nil),         // 9: basalt.v1.HandOverResponse
-	(*ImportBlocksRequest)(nil),      // 10: basalt.v1.ImportBlocksRequest
-	(*ImportBlocksResponse)(nil),     // 11: basalt.v1.ImportBlocksResponse
-	(*ExportBlocksRequest)(nil),      // 12: basalt.v1.ExportBlocksRequest
-	(*ExportBlocksResponse)(nil),     // 13: basalt.v1.ExportBlocksResponse
-	(*Block)(nil),                    // 14: basalt.v1.Block
-	(*StatusResponse_Shard)(nil),     // 15: basalt.v1.StatusResponse.Shard
-	(*StatusResponse_Keyspace)(nil),  // 16: basalt.v1.StatusResponse.Keyspace
-	(*StatusResponse_Client)(nil),    // 17: basalt.v1.StatusResponse.Client
-	(*StatusResponse_Condition)(nil), // 18: basalt.v1.StatusResponse.Condition
-	(*VerifyProgress_Damage)(nil),    // 19: basalt.v1.VerifyProgress.Damage
+	(ControlScrubRequest_Action)(0),  // 0: basalt.v1.ControlScrubRequest.Action
+	(*StatusRequest)(nil),            // 1: basalt.v1.StatusRequest
+	(*StatusResponse)(nil),           // 2: basalt.v1.StatusResponse
+	(*VerifyRequest)(nil),            // 3: basalt.v1.VerifyRequest
+	(*VerifyProgress)(nil),           // 4: basalt.v1.VerifyProgress
+	(*ControlScrubRequest)(nil),      // 5: basalt.v1.ControlScrubRequest
+	(*ScrubStatus)(nil),              // 6: basalt.v1.ScrubStatus
+	(*ListQuarantinedRequest)(nil),   // 7: basalt.v1.ListQuarantinedRequest
+	(*ListQuarantinedResponse)(nil),  // 8: basalt.v1.ListQuarantinedResponse
+	(*Quarantined)(nil),              // 9: basalt.v1.Quarantined
+	(*HealRequest)(nil),              // 10: basalt.v1.HealRequest
+	(*HealResponse)(nil),             // 11: basalt.v1.HealResponse
+	(*FlushRequest)(nil),             // 12: basalt.v1.FlushRequest
+	(*FlushResponse)(nil),            // 13: basalt.v1.FlushResponse
+	(*ReclaimRequest)(nil),           // 14: basalt.v1.ReclaimRequest
+	(*ReclaimResponse)(nil),          // 15: basalt.v1.ReclaimResponse
+	(*HandOverRequest)(nil),          // 16: basalt.v1.HandOverRequest
+	(*HandOverResponse)(nil),         // 17: basalt.v1.HandOverResponse
+	(*ImportBlocksRequest)(nil),      // 18: basalt.v1.ImportBlocksRequest
+	(*ImportBlocksResponse)(nil),     // 19: basalt.v1.ImportBlocksResponse
+	(*ExportBlocksRequest)(nil),      // 20: basalt.v1.ExportBlocksRequest
+	(*ExportBlocksResponse)(nil),     // 21: basalt.v1.ExportBlocksResponse
+	(*Block)(nil),                    // 22: basalt.v1.Block
+	(*StatusResponse_Shard)(nil),     // 23: basalt.v1.StatusResponse.Shard
+	(*StatusResponse_Keyspace)(nil),  // 24: basalt.v1.StatusResponse.Keyspace
+	(*StatusResponse_Client)(nil),    // 25: basalt.v1.StatusResponse.Client
+	(*StatusResponse_Condition)(nil), // 26: basalt.v1.StatusResponse.Condition
+	(*VerifyProgress_Damage)(nil),    // 27: basalt.v1.VerifyProgress.Damage
+	(*ScrubStatus_Store)(nil),        // 28: basalt.v1.ScrubStatus.Store
 }
 var file_basalt_v1_admin_proto_depIdxs = []int32{
-	15, // 0: basalt.v1.StatusResponse.shards:type_name -> basalt.v1.StatusResponse.Shard
-	16, // 1: basalt.v1.StatusResponse.keyspace:type_name -> basalt.v1.StatusResponse.Keyspace
-	17, // 2: basalt.v1.StatusResponse.clients:type_name -> basalt.v1.StatusResponse.Client
-	18, // 3: basalt.v1.StatusResponse.conditions:type_name -> basalt.v1.StatusResponse.Condition
-	19, // 4: basalt.v1.VerifyProgress.damaged:type_name -> basalt.v1.VerifyProgress.Damage
-	14, // 5: basalt.v1.ImportBlocksRequest.blocks:type_name -> basalt.v1.Block
-	14, // 6: basalt.v1.ExportBlocksResponse.blocks:type_name -> basalt.v1.Block
-	0,  // 7: basalt.v1.Admin.Status:input_type -> basalt.v1.StatusRequest
-	2,  // 8: basalt.v1.Admin.Verify:input_type -> basalt.v1.VerifyRequest
-	4,  // 9: basalt.v1.Admin.Flush:input_type -> basalt.v1.FlushRequest
-	6,  // 10: basalt.v1.Admin.Reclaim:input_type -> basalt.v1.ReclaimRequest
-	8,  // 11: basalt.v1.Admin.HandOver:input_type -> basalt.v1.HandOverRequest
-	10, // 12: basalt.v1.Admin.ImportBlocks:input_type -> basalt.v1.ImportBlocksRequest
-	12, // 13: basalt.v1.Admin.ExportBlocks:input_type -> basalt.v1.ExportBlocksRequest
-	1,  // 14: basalt.v1.Admin.Status:output_type -> basalt.v1.StatusResponse
-	3,  // 15: basalt.v1.Admin.Verify:output_type -> basalt.v1.VerifyProgress
-	5,  // 16: basalt.v1.Admin.Flush:output_type -> basalt.v1.FlushResponse
-	7,  // 17: basalt.v1.Admin.Reclaim:output_type -> basalt.v1.ReclaimResponse
-	9,  // 18: basalt.v1.Admin.HandOver:output_type -> basalt.v1.HandOverResponse
-	11, // 19: basalt.v1.Admin.ImportBlocks:output_type -> basalt.v1.ImportBlocksResponse
-	13, // 20: basalt.v1.Admin.ExportBlocks:output_type -> basalt.v1.ExportBlocksResponse
-	14, // [14:21] is the sub-list for method output_type
-	7,  // [7:14] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	23, // 0: basalt.v1.StatusResponse.shards:type_name -> basalt.v1.StatusResponse.Shard
+	24, // 1: basalt.v1.StatusResponse.keyspace:type_name -> basalt.v1.StatusResponse.Keyspace
+	25, // 2: basalt.v1.StatusResponse.clients:type_name -> basalt.v1.StatusResponse.Client
+	26, // 3: basalt.v1.StatusResponse.conditions:type_name -> basalt.v1.StatusResponse.Condition
+	6,  // 4: basalt.v1.StatusResponse.scrub:type_name -> basalt.v1.ScrubStatus
+	9,  // 5: basalt.v1.StatusResponse.quarantined:type_name -> basalt.v1.Quarantined
+	27, // 6: basalt.v1.VerifyProgress.damaged:type_name -> basalt.v1.VerifyProgress.Damage
+	0,  // 7: basalt.v1.ControlScrubRequest.action:type_name -> basalt.v1.ControlScrubRequest.Action
+	28, // 8: basalt.v1.ScrubStatus.stores:type_name -> basalt.v1.ScrubStatus.Store
+	9,  // 9: basalt.v1.ListQuarantinedResponse.quarantined:type_name -> basalt.v1.Quarantined
+	22, // 10: basalt.v1.ImportBlocksRequest.blocks:type_name -> basalt.v1.Block
+	22, // 11: basalt.v1.ExportBlocksResponse.blocks:type_name -> basalt.v1.Block
+	1,  // 12: basalt.v1.Admin.Status:input_type -> basalt.v1.StatusRequest
+	3,  // 13: basalt.v1.Admin.Verify:input_type -> basalt.v1.VerifyRequest
+	5,  // 14: basalt.v1.Admin.ControlScrub:input_type -> basalt.v1.ControlScrubRequest
+	7,  // 15: basalt.v1.Admin.ListQuarantined:input_type -> basalt.v1.ListQuarantinedRequest
+	10, // 16: basalt.v1.Admin.Heal:input_type -> basalt.v1.HealRequest
+	12, // 17: basalt.v1.Admin.Flush:input_type -> basalt.v1.FlushRequest
+	14, // 18: basalt.v1.Admin.Reclaim:input_type -> basalt.v1.ReclaimRequest
+	16, // 19: basalt.v1.Admin.HandOver:input_type -> basalt.v1.HandOverRequest
+	18, // 20: basalt.v1.Admin.ImportBlocks:input_type -> basalt.v1.ImportBlocksRequest
+	20, // 21: basalt.v1.Admin.ExportBlocks:input_type -> basalt.v1.ExportBlocksRequest
+	2,  // 22: basalt.v1.Admin.Status:output_type -> basalt.v1.StatusResponse
+	4,  // 23: basalt.v1.Admin.Verify:output_type -> basalt.v1.VerifyProgress
+	6,  // 24: basalt.v1.Admin.ControlScrub:output_type -> basalt.v1.ScrubStatus
+	8,  // 25: basalt.v1.Admin.ListQuarantined:output_type -> basalt.v1.ListQuarantinedResponse
+	11, // 26: basalt.v1.Admin.Heal:output_type -> basalt.v1.HealResponse
+	13, // 27: basalt.v1.Admin.Flush:output_type -> basalt.v1.FlushResponse
+	15, // 28: basalt.v1.Admin.Reclaim:output_type -> basalt.v1.ReclaimResponse
+	17, // 29: basalt.v1.Admin.HandOver:output_type -> basalt.v1.HandOverResponse
+	19, // 30: basalt.v1.Admin.ImportBlocks:output_type -> basalt.v1.ImportBlocksResponse
+	21, // 31: basalt.v1.Admin.ExportBlocks:output_type -> basalt.v1.ExportBlocksResponse
+	22, // [22:32] is the sub-list for method output_type
+	12, // [12:22] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_basalt_v1_admin_proto_init() }
@@ -1506,13 +2211,14 @@ func file_basalt_v1_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_basalt_v1_admin_proto_rawDesc), len(file_basalt_v1_admin_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   20,
+			NumEnums:      1,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_basalt_v1_admin_proto_goTypes,
 		DependencyIndexes: file_basalt_v1_admin_proto_depIdxs,
+		EnumInfos:         file_basalt_v1_admin_proto_enumTypes,
 		MessageInfos:      file_basalt_v1_admin_proto_msgTypes,
 	}.Build()
 	File_basalt_v1_admin_proto = out.File

@@ -20,13 +20,16 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Admin_Status_FullMethodName       = "/basalt.v1.Admin/Status"
-	Admin_Verify_FullMethodName       = "/basalt.v1.Admin/Verify"
-	Admin_Flush_FullMethodName        = "/basalt.v1.Admin/Flush"
-	Admin_Reclaim_FullMethodName      = "/basalt.v1.Admin/Reclaim"
-	Admin_HandOver_FullMethodName     = "/basalt.v1.Admin/HandOver"
-	Admin_ImportBlocks_FullMethodName = "/basalt.v1.Admin/ImportBlocks"
-	Admin_ExportBlocks_FullMethodName = "/basalt.v1.Admin/ExportBlocks"
+	Admin_Status_FullMethodName          = "/basalt.v1.Admin/Status"
+	Admin_Verify_FullMethodName          = "/basalt.v1.Admin/Verify"
+	Admin_ControlScrub_FullMethodName    = "/basalt.v1.Admin/ControlScrub"
+	Admin_ListQuarantined_FullMethodName = "/basalt.v1.Admin/ListQuarantined"
+	Admin_Heal_FullMethodName            = "/basalt.v1.Admin/Heal"
+	Admin_Flush_FullMethodName           = "/basalt.v1.Admin/Flush"
+	Admin_Reclaim_FullMethodName         = "/basalt.v1.Admin/Reclaim"
+	Admin_HandOver_FullMethodName        = "/basalt.v1.Admin/HandOver"
+	Admin_ImportBlocks_FullMethodName    = "/basalt.v1.Admin/ImportBlocks"
+	Admin_ExportBlocks_FullMethodName    = "/basalt.v1.Admin/ExportBlocks"
 )
 
 // AdminClient is the client API for Admin service.
@@ -36,6 +39,13 @@ type AdminClient interface {
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 	// Reads every block and every key back against its checksum, and blocks against their multihash; reports as it goes.
 	Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[VerifyProgress], error)
+	// Begins, stops, pauses or resumes the scrub in the background, or only says how it is.
+	ControlScrub(ctx context.Context, in *ControlScrubRequest, opts ...grpc.CallOption) (*ScrubStatus, error)
+	// What is quarantined, by store and key. Reads nothing back: O(quarantined).
+	ListQuarantined(ctx context.Context, in *ListQuarantinedRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListQuarantinedResponse], error)
+	// Offers bytes for a quarantined block, from a replica or a backup. They replace the damaged ones only if they are what its multihash names, and are
+	// durable on return; INVALID_ARGUMENT where they are not, or where the hash function is not known here.
+	Heal(ctx context.Context, in *HealRequest, opts ...grpc.CallOption) (*HealResponse, error)
 	// Makes all that was acknowledged durable, in every class.
 	Flush(ctx context.Context, in *FlushRequest, opts ...grpc.CallOption) (*FlushResponse, error)
 	// Compacts and punches now instead of when it pays.
@@ -86,6 +96,45 @@ func (c *adminClient) Verify(ctx context.Context, in *VerifyRequest, opts ...grp
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Admin_VerifyClient = grpc.ServerStreamingClient[VerifyProgress]
 
+func (c *adminClient) ControlScrub(ctx context.Context, in *ControlScrubRequest, opts ...grpc.CallOption) (*ScrubStatus, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ScrubStatus)
+	err := c.cc.Invoke(ctx, Admin_ControlScrub_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ListQuarantined(ctx context.Context, in *ListQuarantinedRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListQuarantinedResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[1], Admin_ListQuarantined_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ListQuarantinedRequest, ListQuarantinedResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_ListQuarantinedClient = grpc.ServerStreamingClient[ListQuarantinedResponse]
+
+func (c *adminClient) Heal(ctx context.Context, in *HealRequest, opts ...grpc.CallOption) (*HealResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HealResponse)
+	err := c.cc.Invoke(ctx, Admin_Heal_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) Flush(ctx context.Context, in *FlushRequest, opts ...grpc.CallOption) (*FlushResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(FlushResponse)
@@ -118,7 +167,7 @@ func (c *adminClient) HandOver(ctx context.Context, in *HandOverRequest, opts ..
 
 func (c *adminClient) ImportBlocks(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ImportBlocksRequest, ImportBlocksResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[1], Admin_ImportBlocks_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[2], Admin_ImportBlocks_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +180,7 @@ type Admin_ImportBlocksClient = grpc.ClientStreamingClient[ImportBlocksRequest, 
 
 func (c *adminClient) ExportBlocks(ctx context.Context, in *ExportBlocksRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportBlocksResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[2], Admin_ExportBlocks_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[3], Admin_ExportBlocks_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -155,6 +204,13 @@ type AdminServer interface {
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	// Reads every block and every key back against its checksum, and blocks against their multihash; reports as it goes.
 	Verify(*VerifyRequest, grpc.ServerStreamingServer[VerifyProgress]) error
+	// Begins, stops, pauses or resumes the scrub in the background, or only says how it is.
+	ControlScrub(context.Context, *ControlScrubRequest) (*ScrubStatus, error)
+	// What is quarantined, by store and key. Reads nothing back: O(quarantined).
+	ListQuarantined(*ListQuarantinedRequest, grpc.ServerStreamingServer[ListQuarantinedResponse]) error
+	// Offers bytes for a quarantined block, from a replica or a backup. They replace the damaged ones only if they are what its multihash names, and are
+	// durable on return; INVALID_ARGUMENT where they are not, or where the hash function is not known here.
+	Heal(context.Context, *HealRequest) (*HealResponse, error)
 	// Makes all that was acknowledged durable, in every class.
 	Flush(context.Context, *FlushRequest) (*FlushResponse, error)
 	// Compacts and punches now instead of when it pays.
@@ -181,6 +237,15 @@ func (UnimplementedAdminServer) Status(context.Context, *StatusRequest) (*Status
 }
 func (UnimplementedAdminServer) Verify(*VerifyRequest, grpc.ServerStreamingServer[VerifyProgress]) error {
 	return status.Error(codes.Unimplemented, "method Verify not implemented")
+}
+func (UnimplementedAdminServer) ControlScrub(context.Context, *ControlScrubRequest) (*ScrubStatus, error) {
+	return nil, status.Error(codes.Unimplemented, "method ControlScrub not implemented")
+}
+func (UnimplementedAdminServer) ListQuarantined(*ListQuarantinedRequest, grpc.ServerStreamingServer[ListQuarantinedResponse]) error {
+	return status.Error(codes.Unimplemented, "method ListQuarantined not implemented")
+}
+func (UnimplementedAdminServer) Heal(context.Context, *HealRequest) (*HealResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Heal not implemented")
 }
 func (UnimplementedAdminServer) Flush(context.Context, *FlushRequest) (*FlushResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Flush not implemented")
@@ -246,6 +311,53 @@ func _Admin_Verify_Handler(srv interface{}, stream grpc.ServerStream) error {
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Admin_VerifyServer = grpc.ServerStreamingServer[VerifyProgress]
+
+func _Admin_ControlScrub_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ControlScrubRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ControlScrub(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ControlScrub_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ControlScrub(ctx, req.(*ControlScrubRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ListQuarantined_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ListQuarantinedRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).ListQuarantined(m, &grpc.GenericServerStream[ListQuarantinedRequest, ListQuarantinedResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_ListQuarantinedServer = grpc.ServerStreamingServer[ListQuarantinedResponse]
+
+func _Admin_Heal_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HealRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Heal(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Heal_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Heal(ctx, req.(*HealRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _Admin_Flush_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(FlushRequest)
@@ -331,6 +443,14 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Admin_Status_Handler,
 		},
 		{
+			MethodName: "ControlScrub",
+			Handler:    _Admin_ControlScrub_Handler,
+		},
+		{
+			MethodName: "Heal",
+			Handler:    _Admin_Heal_Handler,
+		},
+		{
 			MethodName: "Flush",
 			Handler:    _Admin_Flush_Handler,
 		},
@@ -347,6 +467,11 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Verify",
 			Handler:       _Admin_Verify_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ListQuarantined",
+			Handler:       _Admin_ListQuarantined_Handler,
 			ServerStreams: true,
 		},
 		{
