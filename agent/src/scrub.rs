@@ -12,6 +12,7 @@ use crate::{
     cli::{Scrub, ScrubAction},
     exit::{Failure, Outcome},
     progress::{bytes, duration},
+    say::{self, say},
 };
 
 /// Asks, or tells, the scrub of a node.
@@ -34,23 +35,23 @@ pub async fn scrub(node: &Path, options: &Scrub) -> Outcome {
     access.close().await?;
     let status = status?.into_inner();
     match options.json {
-        true => println!("{}", object(&status)),
-        false => print!("{}", page(&status)),
+        true => say!("{}", object(&status)),
+        false => say::out(format_args!("{}", page(&status))),
     }
     Ok(())
 }
 
 /// Lists what is quarantined.
 pub async fn quarantined(node: &Path, as_json: bool) -> Outcome {
-    let mut access = Access::open_for_reading(node).await?;
+    let mut access = Access::open_for_reading(node, "verify").await?;
     let all = list(&mut access).await;
     access.close().await?;
     let all = all?;
     match as_json {
-        true => println!("{}", json!({ "quarantined": all.iter().map(quarantined_object).collect::<Vec<_>>() })),
+        true => say!("{}", json!({ "quarantined": all.iter().map(quarantined_object).collect::<Vec<_>>() })),
         false => {
-            all.iter().for_each(|one| println!("{}", quarantined_line(one)));
-            println!("{} quarantined", all.len());
+            all.iter().for_each(|one| say!("{}", quarantined_line(one)));
+            say!("{} quarantined", all.len());
         }
     }
     match all.len() {
