@@ -43,7 +43,7 @@ pub async fn scrub(node: &Path, options: &Scrub) -> Outcome {
 
 /// Lists what is quarantined.
 pub async fn quarantined(node: &Path, as_json: bool) -> Outcome {
-    let mut access = Access::open_for_reading(node, "verify").await?;
+    let mut access = Access::open_for_reading(node, "basalt verify").await?;
     let all = list(&mut access).await;
     access.close().await?;
     let all = all?;
