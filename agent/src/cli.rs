@@ -59,9 +59,17 @@ pub enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Make all that was acknowledged durable now.
-    Flush,
+    Flush {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Give back the space of deleted blocks now, not when it pays.
-    Reclaim,
+    Reclaim {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Say that a migration fills the node, or that it is whole. For basalt-migrate.
     #[command(hide = true)]
     Mark {
@@ -283,6 +291,9 @@ pub enum ConfigCommand {
     Check {
         /// The file [default: basalt.toml in the node's folder].
         file: Option<PathBuf>,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
     },
     /// Every setting as it would be used now, and who set it.
     Show {

@@ -61,7 +61,7 @@ fn run(cli: &Cli) -> Outcome {
             say::out(format_args!("{}", config::reference()));
             Ok(())
         }
-        Command::Config(ConfigCommand::Check { file }) => show::check(cli, file.as_deref()),
+        Command::Config(ConfigCommand::Check { file, json }) => show::check(cli, file.as_deref(), *json),
         Command::Config(ConfigCommand::Show { source, json }) => show::show(&cli.node()?, source, *json),
         command => {
             let node = cli.node()?;
@@ -77,8 +77,8 @@ fn run(cli: &Cli) -> Outcome {
                     Command::Import(Import::Flatfs { folder, options }) => import::flatfs(&node, folder, options).await,
                     Command::Export(Export::Car { file, roots, json }) => export::car(&node, file, roots, *json).await,
                     Command::Export(Export::Flatfs { folder, json }) => export::flatfs(&node, folder, *json).await,
-                    Command::Flush => verify::flush(&node).await,
-                    Command::Reclaim => verify::reclaim(&node).await,
+                    Command::Flush { json } => verify::flush(&node, *json).await,
+                    Command::Reclaim { json } => verify::reclaim(&node, *json).await,
                     Command::Mark { mark } => mark::mark(&node, *mark).await,
                     Command::Init(_) | Command::Config(_) => Ok(()),
                 }

@@ -12,13 +12,27 @@ use crate::{
 };
 
 /// Says what is wrong in a file; the environment is left out, it belongs to this shell and not to the file.
-pub fn check(cli: &Cli, file: Option<&Path>) -> Outcome {
+pub fn check(cli: &Cli, file: Option<&Path>, as_json: bool) -> Outcome {
     let path = match file {
         Some(file) => file.to_path_buf(),
         None => cli.node()?.join(basalt_node::config::FILE_NAME),
     };
     let text = std::fs::read_to_string(&path).map_err(|err| Failure::io(format!("read {}", path.display()), err))?;
-    match Loaded::check(path.clone(), &text, &|_| None) {
+    let checked = Loaded::check(path.clone(), &text, &|_| None);
+    if as_json {
+        let mistakes: Vec<_> = checked
+            .as_ref()
+            .err()
+            .map(ToString::to_string)
+            .iter()
+            .flat_map(|all| all.lines())
+            .map(str::to_owned)
+            .collect();
+        say!("{}", json!({ "file": path, "right": checked.is_ok(), "mistakes": mistakes }));
+        // Its mistakes are told already.
+        return checked.map(|_| ()).map_err(|_| Failure::new(""));
+    }
+    match checked {
         Ok(_) => {
             say!("{} is right", path.display());
             Ok(())

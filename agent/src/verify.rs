@@ -77,19 +77,25 @@ async fn report(access: &mut Access, hash: bool) -> Outcome<Report> {
 }
 
 /// Makes all that was acknowledged durable.
-pub async fn flush(node: &Path) -> Outcome {
+pub async fn flush(node: &Path, as_json: bool) -> Outcome {
     let mut access = Access::served(node).await?;
     access.admin().flush(v1::FlushRequest {}).await?;
-    say!("all that was acknowledged is on stable storage");
+    match as_json {
+        true => say!("{}", json!({ "durable": true })),
+        false => say!("all that was acknowledged is on stable storage"),
+    }
     Ok(())
 }
 
 /// Gives back what space can be given back now.
-pub async fn reclaim(node: &Path) -> Outcome {
+pub async fn reclaim(node: &Path, as_json: bool) -> Outcome {
     let mut access = Access::open_for_writing(node, "basalt reclaim").await?;
     let outcome = access.admin().reclaim(v1::ReclaimRequest {}).await;
     access.close().await?;
     let answer = outcome?.into_inner();
-    say!("{} given back, {} segments less", progress::bytes(answer.freed_bytes), answer.segments);
+    match as_json {
+        true => say!("{}", json!({ "freed_bytes": answer.freed_bytes, "segments": answer.segments })),
+        false => say!("{} given back, {} segments less", progress::bytes(answer.freed_bytes), answer.segments),
+    }
     Ok(())
 }

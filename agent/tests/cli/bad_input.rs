@@ -165,3 +165,21 @@ fn what_could_not_be_printed_is_a_failure() {
     let said: crate::sandbox::Said = sandbox.command(&["status"]).stdout(full).output().unwrap().into();
     said.fails(1, &["write to the standard output: No space left"]);
 }
+
+#[test]
+fn what_a_command_prints_it_prints_as_json_too() {
+    let sandbox = Sandbox::with_node();
+    let read = |said: &crate::sandbox::Said| serde_json::from_str::<serde_json::Value>(&said.out).unwrap();
+    for command in ["status", "doctor", "verify", "reclaim"] {
+        let said = sandbox.basalt(&[command, "--json"]);
+        assert!(read(&said).is_object(), "{said:?}");
+    }
+    let agent = sandbox.agent(&[]);
+    assert_eq!(sandbox.basalt(&["flush", "--json"]).json()["durable"], true);
+    drop(agent);
+    assert_eq!(sandbox.basalt(&["config", "check", "--json"]).json()["right"], true);
+    sandbox.write("node/basalt.toml", "[log]\nlevel = \"loud\"\n[nonsense]\n");
+    let wrong = sandbox.basalt(&["config", "check", "--json"]).fails(1, &[]);
+    assert_eq!((read(&wrong)["right"].as_bool(), wrong.err.as_str()), (Some(false), ""));
+    assert!(read(&wrong)["mistakes"][0].as_str().unwrap().contains("basalt.toml:2: "), "{wrong:?}");
+}
