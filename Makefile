@@ -5,7 +5,7 @@ export BASALT_ROOT := $(CURDIR)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help need build run test test-rust test-go test-run lint fmt bench crash-search kill-test power-cut clean
+.PHONY: help need build run test test-rust test-go test-run lint fmt bench crash-search broken-rules kill-test power-cut clean
 
 go_module := $(dir $(wildcard ffi/go/go.mod))
 
@@ -42,6 +42,9 @@ fmt: ## format Rust and Go
 
 crash-search: need ## cut the power before every disk operation of SEEDS=n workloads; SEED=0x… replays one
 	@tools/crash-search
+
+broken-rules: need ## break each rule of the store in a copy, and see that a test notices
+	@tools/broken-rules
 
 bench: build ## measure against raw disk and against flatfs; writes docs/benchmarks.md
 	@tools/bench
