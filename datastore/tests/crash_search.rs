@@ -37,6 +37,9 @@ const OWN_BLOCKS: u8 = 7;
 /// Blocks from this number on are put by every writer and deleted by none.
 const SHARED: u8 = 100;
 const SHARED_BLOCKS: u8 = 4;
+/// Blocks from this number on are put and deleted by every writer, as is one other key: they may be there or not, and the sums must know.
+const CONTESTED: u8 = 110;
+const CONTESTED_BLOCKS: u8 = 2;
 /// Pins of each writer; the first is overwritten all the time, as the root of Kubo's files.
 const PINS: u8 = 3;
 
@@ -172,6 +175,17 @@ fn pin_key(writer: u8, pin: u8) -> Key {
         0 => Key::new(&format!("/local/filesroot{writer}")).unwrap(),
         _ => Key::new(&format!("/pins/pin/{writer}-{pin}")).unwrap(),
     }
+}
+
+fn contested_key() -> Key {
+    Key::new("/local/contested").unwrap()
+}
+
+fn contested_value(key: &Key) -> Vec<u8> {
+    (0..CONTESTED_BLOCKS)
+        .map(|number| block_value(CONTESTED + number))
+        .find(|value| block_key(value[0]) == *key)
+        .unwrap()
 }
 
 /// Reads a key; `None` where the node can't say at the moment.
@@ -327,6 +341,10 @@ impl World {
             }
             Ok(value.map(|_| ()))
         };
+        look(&mut keys, contested_key())?;
+        for number in CONTESTED..CONTESTED + CONTESTED_BLOCKS {
+            block(&mut keys, number)?;
+        }
         let mut shared = self.shared.lock().unwrap();
         for number in SHARED..SHARED + SHARED_BLOCKS {
             if block(&mut keys, number)?.is_some() {
@@ -406,6 +424,11 @@ impl World {
                     return broken(format!("{} is listed twice", entry.key));
                 }
             }
+        }
+        let counted = store.keyspace().stats().count;
+        let others = listed.keys().filter(|key| !key.as_str().starts_with("/blocks/")).count() as u64;
+        if counted != others {
+            return broken(format!("counted are {counted} other keys, and there are {others}"));
         }
         listed.remove(&Key::new("/providers/x").unwrap());
         if !listed.keys().eq(keys.keys()) {
@@ -497,7 +520,7 @@ impl Writer {
     fn operate(&mut self, world: &World, store: &Datastore, rng: &mut SimRng) -> Result<()> {
         let me = self.number;
         let finish = if rng.one_in(2) { wait } else { call_back };
-        match rng.below(18) {
+        match rng.below(20) {
             0..=5 => {
                 let number = self.any_block(rng);
                 world.note(format!("{me}: put block {number}"));
@@ -598,6 +621,15 @@ impl Writer {
                     *world.shared.lock().unwrap().entry(number).or_default() |= world.strict();
                 }
                 Ok(())
+            }
+            17 | 18 => {
+                let key = match rng.below(u64::from(CONTESTED_BLOCKS) + 1) as u8 {
+                    CONTESTED_BLOCKS => contested_key(),
+                    number => block_key(CONTESTED + number),
+                };
+                let value = if key == contested_key() { vec![me, self.version] } else { contested_value(&key) };
+                world.note(format!("{me}: puts or deletes {key}"));
+                if rng.one_in(2) { store.put(&key, &value) } else { store.delete(&key) }
             }
             _ => {
                 world.note(format!("{me}: reclaim"));

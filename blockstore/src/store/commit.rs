@@ -1,7 +1,7 @@
 //! Group commit: one flush for all that is written, segment changes, and telling the index what is durable.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering},
 };
 
@@ -524,7 +524,7 @@ impl Core {
             let mut changes: Vec<Change> = Vec::new();
             let mut bytes = 0;
             let mut records = 0;
-            let mut rows = self.rows.lock();
+            let mut rows = RowChanges::default();
             for op in groups.iter().flat_map(|group| &group.ops) {
                 records += 1;
                 let location = Location::from_word(op.place.load(Ordering::Acquire));
@@ -533,14 +533,9 @@ impl Core {
                 if let Some((place, size)) = &op.previous {
                     let before = Location::from_word(place.load(Ordering::Acquire));
                     let freed = live_bytes(&op.key, *size);
-                    if let Some(row) = rows.rows.get_mut(&before.segment()) {
-                        row.live_records = row.live_records.saturating_sub(1);
-                        row.live_bytes = row.live_bytes.saturating_sub(freed);
-                        rows.dirty.insert(before.segment());
-                    }
+                    rows.live(before.segment(), -1, freed);
                     if !op.moved && *size >= self.options.punch_bytes_min {
                         rows.punchable.push((before, op.key.len(), *size));
-                        rows.punchable_bytes += u64::from(*size);
                     }
                     checkpoint.count -= 1;
                     checkpoint.bytes -= u64::from(*size);
@@ -548,11 +543,7 @@ impl Core {
                 }
                 match &op.value {
                     Some(value) => {
-                        if let Some(row) = rows.rows.get_mut(&location.segment()) {
-                            row.live_records += 1;
-                            row.live_bytes += live_bytes(&op.key, value.size);
-                            rows.dirty.insert(location.segment());
-                        }
+                        rows.live(location.segment(), 1, live_bytes(&op.key, value.size));
                         checkpoint.count += 1;
                         checkpoint.bytes += u64::from(value.size);
                         checkpoint.key_bytes += key_bytes;
@@ -574,11 +565,7 @@ impl Core {
                     None => {}
                 }
             }
-            let dirty: Vec<u64> = rows.dirty.drain().collect();
-            for id in dirty {
-                changes.push((segment_key(id), rows.rows.get(&id).map(SegmentRow::encode)));
-            }
-            drop(rows);
+            let written = self.rows_with(&rows, &mut changes);
             checkpoint.position = position;
             checkpoint.store_id = self.store_id;
             checkpoint.next_sequence = self.env.sequence.load(Ordering::Acquire);
@@ -586,9 +573,11 @@ impl Core {
             if let Err(err) = self.index().and_then(|index| index.write(&changes)) {
                 tracing::error!(store = %self.dir.display(), %err, "the index refused a write; it is tried again");
                 applied.error = Some(err);
+                self.rows.lock().dirty.extend(written);
                 self.put_back(groups);
                 break;
             }
+            self.change_rows(rows);
             applied.error = None;
             applied.checkpoint = checkpoint;
             applied.bytes_since_flush += bytes;
@@ -604,7 +593,29 @@ impl Core {
         for group in groups.into_iter().rev() {
             log.ready.push_front(group);
         }
-        // Rows are hints, counted again at the next try.
+    }
+
+    /// Adds to `changes` what the index is to hear of segments: those that wait for it, and these changes. Returns which they are.
+    fn rows_with(&self, with: &RowChanges, changes: &mut Vec<Change>) -> Vec<u64> {
+        let mut rows = self.rows.lock();
+        rows.dirty.extend(with.live.keys());
+        let written: Vec<u64> = rows.dirty.drain().collect();
+        for id in &written {
+            let row = rows.rows.get(id).map(|row| with.applied_to(*id, *row).encode());
+            changes.push((segment_key(*id), row));
+        }
+        written
+    }
+
+    fn change_rows(&self, changes: RowChanges) {
+        let mut rows = self.rows.lock();
+        for id in changes.live.keys() {
+            if let Some(row) = rows.rows.get_mut(id) {
+                *row = changes.applied_to(*id, *row);
+            }
+        }
+        rows.punchable_bytes += changes.punchable.iter().map(|(_, _, size)| u64::from(*size)).sum::<u64>();
+        rows.punchable.extend(changes.punchable);
     }
 
     /// Makes the index durable up to what it has heard; what made space free by then may be freed (STORE 6).
@@ -631,6 +642,30 @@ impl Core {
         let mut rows = self.rows.lock();
         let dirty: Vec<u64> = rows.dirty.drain().collect();
         dirty.into_iter().map(|id| (segment_key(id), rows.rows.get(&id).map(SegmentRow::encode))).collect()
+    }
+}
+
+/// What a batch for the index makes of the segments; it counts once the index has taken the batch.
+#[derive(Default)]
+struct RowChanges {
+    /// Live records and bytes, more or fewer.
+    live: BTreeMap<u64, (i64, i64)>,
+    punchable: Vec<(Location, usize, u32)>,
+}
+
+impl RowChanges {
+    fn live(&mut self, segment: u64, records: i64, bytes: u64) {
+        let row = self.live.entry(segment).or_default();
+        row.0 += records;
+        row.1 += records * i64::try_from(bytes).unwrap_or(i64::MAX);
+    }
+
+    fn applied_to(&self, segment: u64, mut row: SegmentRow) -> SegmentRow {
+        if let Some((records, bytes)) = self.live.get(&segment) {
+            row.live_records = row.live_records.saturating_add_signed(*records);
+            row.live_bytes = row.live_bytes.saturating_add_signed(*bytes);
+        }
+        row
     }
 }
 

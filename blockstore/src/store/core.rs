@@ -71,6 +71,9 @@ pub(crate) struct Core {
     pub(super) key_bytes: AtomicU64,
     pub(super) quarantined: AtomicU64,
     operations: AtomicU64,
+    /// How often writes have failed, and how many such failures are still being taken back; both change under the log's lock.
+    pub(super) failures: AtomicU64,
+    pub(super) retracting: AtomicU64,
     pub(super) work: Mutex<Work>,
     pub(super) work_to_do: Condvar,
     pub(super) closed: AtomicBool,
@@ -298,6 +301,8 @@ impl Core {
             key_bytes: AtomicU64::new(checkpoint.key_bytes),
             quarantined: AtomicU64::new(0),
             operations: AtomicU64::new(1),
+            failures: AtomicU64::new(0),
+            retracting: AtomicU64::new(0),
             work: Mutex::default(),
             work_to_do: Condvar::default(),
             closed: AtomicBool::new(false),

@@ -79,7 +79,7 @@ impl Core {
             let payload = mark.encode();
             let records = [quarantine_record(key, &payload, location, entry.expires_unix_ms, None)];
             let completion = Completion::new(true);
-            let reservation = self.reserve(&records, completion.clone(), |_, _| {
+            let reservation = self.reserve(&records, None, completion.clone(), |_, _| {
                 // The key stays at its place: what is pending is the flag.
                 let place = Arc::new(AtomicU64::new(location.word()));
                 let operation = self.next_operation();
@@ -155,7 +155,7 @@ impl Core {
         };
         let payload = mark.encode();
         let records = [quarantine_record(key, &payload, entry.location, entry.expires_unix_ms, Some(sequence))];
-        let reservation = self.reserve(&records, Completion::new(false), |_, _| Vec::new())?;
+        let reservation = self.reserve(&records, None, Completion::new(false), |_, _| Vec::new())?;
         drop(stripe);
         self.write_reserved(&records, reservation)
     }
@@ -336,7 +336,7 @@ impl Core {
             expires_unix_ms: live.expires_unix_ms,
         }];
         let completion = Completion::new(true);
-        let reservation = self.reserve(&records, completion.clone(), |places, segment| {
+        let reservation = self.reserve(&records, None, completion.clone(), |places, segment| {
             let (offset, sequence) = places[0];
             let place = Arc::new(AtomicU64::new(Location::new(segment, offset).word()));
             let operation = self.next_operation();

@@ -127,7 +127,9 @@ impl Core {
         // A damaged header hides what it was; only where nothing live is left may the segment go.
         self.submit_sync()?.wait()?;
         self.flush_index()?;
-        if stuck {
+        // A write that would have replaced a record may have failed meanwhile, and the record is what its key is.
+        let is_live = self.rows.lock().rows.get(&id).is_some_and(|row| row.live_records > 0);
+        if stuck || is_live {
             return Ok(None);
         }
         self.free(&segment, end).map(Some)

@@ -112,6 +112,40 @@ impl Core {
         durable: bool,
         tickets: &mut Vec<Arc<Completion>>,
     ) -> Result<()> {
+        let others = tickets.len();
+        loop {
+            let failures = self.settled_failures();
+            match self.try_piece(ops, atomic, durable, failures, tickets) {
+                // What was decided on is being taken back.
+                Err(err) if err.is_superseded() => tickets.truncate(others),
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// How many writes have failed so far, none of which is pending any more.
+    fn settled_failures(&self) -> u64 {
+        loop {
+            let failures = self.failures.load(Ordering::SeqCst);
+            if self.retracting.load(Ordering::SeqCst) == 0 {
+                return failures;
+            }
+            let log = self.log.lock();
+            if self.retracting.load(Ordering::SeqCst) > 0 {
+                drop(self.changed.wait(log));
+            }
+        }
+    }
+
+    /// [`Core::submit_piece`], unless a write fails meanwhile: then what it was decided on may not be so.
+    fn try_piece(
+        &self,
+        ops: &[Op<'_>],
+        atomic: bool,
+        durable: bool,
+        failures: u64,
+        tickets: &mut Vec<Arc<Completion>>,
+    ) -> Result<()> {
         // Outside the locks: it may be megabytes.
         let crcs: Vec<u32> = ops.iter().map(|op| crc32(op.parts().1)).collect();
         let mut at: Vec<usize> = ops.iter().map(|op| self.stripe_of(op.parts().0)).collect();
@@ -162,7 +196,7 @@ impl Core {
         // A block's delete is acknowledged once written: what comes back after a crash is only garbage again.
         let durable = durable || (puts_bytes > 0 && self.options.durability == Durability::Strict);
         let completion = Completion::new(durable);
-        let reservation = self.reserve(&records, completion.clone(), |places, segment| {
+        let reservation = self.reserve(&records, Some(failures), completion.clone(), |places, segment| {
             let mut applied = Vec::with_capacity(records.len());
             for (i, record) in records.iter().enumerate() {
                 let place = Arc::new(AtomicU64::new(Location::new(segment, places[i].0).word()));
@@ -352,15 +386,20 @@ impl Core {
         }
     }
 
-    /// Takes the next place in the log for `records`, and lets `placed` make their pending writes while the order is held.
+    /// Takes the next place in the log for `records`, and lets `placed` make their pending writes while the order is held. Superseded where a
+    /// write has failed since there had been so many `failures`.
     pub(super) fn reserve(
         &self,
         records: &[NewRecord<'_>],
+        failures: Option<u64>,
         completion: Arc<Completion>,
         placed: impl FnOnce(&[(u64, u64)], u64) -> Vec<ApplyOp>,
     ) -> Result<Reservation> {
         let bytes: u64 = records.iter().map(|record| record_bytes(record.key.len(), record.payload.len())).sum();
         let mut log = self.log_with_room(bytes)?;
+        if failures.is_some_and(|failures| failures != self.failures.load(Ordering::SeqCst)) {
+            return Err(Error::superseded("a write before this one failed"));
+        }
         let now = self.env.clock.monotonic_ns();
         let log_ref = &mut *log;
         let Some(active) = &mut log_ref.active else { return Err(self.no_segment()) };
@@ -519,9 +558,17 @@ impl Core {
         // A barrier that now ends where all is durable has nothing to wait for.
         let done = log.pop_durable();
         let next = log.wanted_leader();
+        self.failures.fetch_add(1, Ordering::SeqCst);
+        self.retracting.fetch_add(1, Ordering::SeqCst);
         drop(log);
+        // Before the stripes are asked for: who holds one may wait for room in the log.
+        self.changed.notify_all();
         for group in failed.iter().rev() {
             self.retract(&group.ops);
+        }
+        {
+            let _log = self.log.lock();
+            self.retracting.fetch_sub(1, Ordering::SeqCst);
         }
         self.changed.notify_all();
         for group in failed {
@@ -568,7 +615,7 @@ impl Core {
         };
         let records = [record];
         let completion = Completion::new(false);
-        let reservation = self.reserve(&records, completion.clone(), |places, segment| {
+        let reservation = self.reserve(&records, None, completion.clone(), |places, segment| {
             let place = Arc::new(AtomicU64::new(Location::new(segment, places[0].0).word()));
             let operation = self.next_operation();
             let key = Key::from_slice(key);
@@ -614,7 +661,7 @@ impl Core {
             expires_unix_ms: 0,
         }];
         let completion = Completion::new(false);
-        let reservation = self.reserve(&records, completion, |_, _| Vec::new())?;
+        let reservation = self.reserve(&records, None, completion, |_, _| Vec::new())?;
         self.write_reserved(&records, reservation)
     }
 
