@@ -6,6 +6,7 @@
 mod blocks;
 mod raw;
 mod rounds;
+mod scrub;
 mod store;
 
 use std::{error::Error, fs::File, path::PathBuf};
@@ -37,7 +38,7 @@ struct Args {
     #[arg(long)]
     dir: PathBuf,
     /// Where the samples go, as JSON.
-    #[arg(long)]
+    #[arg(long, required_unless_present = "scrub", default_value = "")]
     json: PathBuf,
     /// Interleaved rounds.
     #[arg(long, default_value_t = 5)]
@@ -45,6 +46,9 @@ struct Args {
     /// Bytes that each Put case stores, in MiB.
     #[arg(long, default_value_t = 256)]
     mib: usize,
+    /// Measure only what a scrub costs the reads beside it, and print it as a table.
+    #[arg(long)]
+    scrub: bool,
     /// Keys of the Has cases.
     #[arg(long, default_value_t = 100_000)]
     keys: usize,
@@ -55,6 +59,9 @@ fn main() -> Result {
     let site = Site::new(&args.dir)?;
     let blocks = Blocks::generate((args.mib << 20) / BLOCK_BYTES, BLOCK_BYTES, 1);
     let rounds = args.rounds.max(1);
+    if args.scrub {
+        return scrub::measure(&site, &blocks, rounds);
+    }
     let mut measured = interleaved(rounds, puts(&site, &blocks))?;
 
     // Reads come from stores that stay open over all rounds; pages and index are in memory.

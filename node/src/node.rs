@@ -306,14 +306,22 @@ impl Node {
         self.datastore.shards().heal(block, candidate)
     }
 
-    pub(crate) fn scrubber(&self) -> Result<&Scrubber> {
+    /// Does what an operator asks of the scrub, and says how it is then.
+    pub fn control_scrub(&self, request: &v1::ControlScrubRequest) -> Result<v1::ScrubStatus> {
+        if request.action() != v1::control_scrub_request::Action::Unspecified {
+            self.scrubber()?.control(request)?;
+        }
+        Ok(self.scrub_status())
+    }
+
+    fn scrubber(&self) -> Result<&Scrubber> {
         self.scrubber.as_ref().ok_or_else(|| {
             let message = format!("node {} is open for reading only: nothing is scrubbed", self.path.display());
             Error::new(ErrorKind::ReadOnly, message)
         })
     }
 
-    pub(crate) fn scrub_status(&self) -> v1::ScrubStatus {
+    fn scrub_status(&self) -> v1::ScrubStatus {
         match &self.scrubber {
             Some(scrubber) => scrubber.status(),
             None => v1::ScrubStatus { state: "read-only".to_owned(), ..Default::default() },

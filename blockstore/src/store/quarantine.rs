@@ -2,7 +2,7 @@
 //!
 //! The quarantine is a record in the log, durable before the call that found the damage returns, so it survives a crash and a lost index. The
 //! damaged record stays where it is and its segment with it (a disk that was unplugged may come back); the key stays counted, enumerated and
-//! deletable. Any newer put or tombstone of the key ends it. `docs/durability.md` argues the choices.
+//! deletable. Any newer put or tombstone of the key ends it. `docs/decisions/quarantine.md` argues the choices.
 
 use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
 

@@ -61,13 +61,7 @@ impl admin_server::Admin for Admin {
 
     async fn control_scrub(self: Arc<Self>, request: Request<v1::ControlScrubRequest>) -> Answer<v1::ScrubStatus> {
         let node = self.node.clone();
-        let controlled = blocking(move || {
-            if request.get_ref().action() != v1::control_scrub_request::Action::Unspecified {
-                node.scrubber()?.control(request.get_ref())?;
-            }
-            Ok(node.scrub_status())
-        });
-        Ok(Response::new(controlled.await?))
+        Ok(Response::new(blocking(move || node.control_scrub(request.get_ref())).await?))
     }
 
     type ListQuarantinedStream = Answers<v1::ListQuarantinedResponse>;
