@@ -10,14 +10,14 @@ use std::{
 };
 
 use basalt_blockstore::{Error, ErrorKind};
-use basalt_node::{Config as NodeConfig, Host, Node, Server, client, lock::OwnerLock};
+use basalt_node::{Config as NodeConfig, Host, Node, NodeFile, Server, client, lock::OwnerLock, sockets::Paths};
 use basalt_proto::v1::{HandOverRequest, StatusRequest, StatusResponse};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     access::require_node,
     cli::{Agent, ConfigSource},
-    config::{Config, Loaded, TABLES},
+    config::{Loaded, TABLES},
     exit::{Failure, Outcome},
     http::{self, Observed},
     logging::{self, LevelHandle},
@@ -34,7 +34,7 @@ const CLOSE_MARGIN: Duration = Duration::from_secs(60);
 pub async fn agent(node: &Path, options: &Agent) -> Outcome {
     let file = require_node(node)?;
     let loaded = Loaded::load(node, &options.config)?;
-    let level = begin_log(node, options, &loaded.agent)?;
+    let level = begin_log(node, &file, options, &loaded)?;
     // From here on, what ends the agent is in its log as well.
     let outcome = serve(node, options, loaded, level).await;
     if let Err(failure) = &outcome {
@@ -43,11 +43,22 @@ pub async fn agent(node: &Path, options: &Agent) -> Outcome {
     outcome
 }
 
-fn begin_log(node: &Path, options: &Agent, config: &Config) -> Outcome<LevelHandle> {
-    let run = node.join("run");
-    if options.exit_when_idle && std::fs::create_dir_all(&run).is_ok() {
-        let file = run.join("agent.log");
-        return logging::begin(&config.log_level, config.log_json, Some((&file, config.log_file_bytes_max)));
+/// An agent that a plugin started logs to a file: in the node's run folder, or beside its sockets where that is read-only. One that can
+/// write neither serves all the same.
+fn begin_log(node: &Path, file: &NodeFile, options: &Agent, loaded: &Loaded) -> Outcome<LevelHandle> {
+    let config = &loaded.agent;
+    if options.exit_when_idle {
+        let beside = Paths::to_serve(node, &file.node_id, &loaded.node.sockets).ok();
+        let beside = beside.as_ref().and_then(|paths| paths.data.parent()).map(Path::to_path_buf);
+        for dir in [Some(node.join("run")), beside].into_iter().flatten() {
+            let log = dir.join("agent.log");
+            if std::fs::create_dir_all(&dir).is_ok()
+                && let Ok(level) =
+                    logging::begin(&config.log_level, config.log_json, Some((&log, config.log_file_bytes_max)))
+            {
+                return Ok(level);
+            }
+        }
     }
     logging::begin(&config.log_level, config.log_json, None)
 }

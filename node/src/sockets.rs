@@ -48,7 +48,7 @@ pub struct Paths {
 
 impl Paths {
     /// Where an owner of the node will make them; makes the folders.
-    pub(crate) fn to_serve(node: &Path, id: &NodeId, sockets: &Sockets) -> Result<Paths> {
+    pub fn to_serve(node: &Path, id: &NodeId, sockets: &Sockets) -> Result<Paths> {
         Ok(Paths {
             data: to_serve(node, id, sockets.data_path.as_deref(), Socket::Data)?,
             admin: to_serve(node, id, sockets.admin_path.as_deref(), Socket::Admin)?,

@@ -292,3 +292,11 @@ fn a_node_is_marked_when_an_agent_that_hands_over_has_let_go_and_no_other_is_sen
     assert!(autostarted.ended().success(), "{}", autostarted.log());
     assert_eq!(state(), basalt_node::State::Ready);
 }
+
+#[test]
+fn an_agent_that_can_write_no_log_serves_all_the_same() {
+    let sandbox = Sandbox::with_node();
+    fs::create_dir_all(sandbox.node().join("run/agent.log")).unwrap();
+    let agent = sandbox.agent(&["--exit-when-idle"]);
+    assert_eq!(sandbox.served_by(), Some(agent.pid().into()));
+}

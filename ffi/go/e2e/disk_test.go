@@ -154,3 +154,29 @@ func onAFullDisk(t *testing.T, way flavour) {
 	r.holdsAll(files)
 	r.run("repo", "verify")
 }
+
+// A run folder that can't be written, as on a mount for reading: sockets and log of the agent that is started move out of it.
+func TestOnAReadOnlyRunFolderSocketsAndLogMoveOut(t *testing.T) {
+	t.Parallel()
+	if !withMounts(t) {
+		return
+	}
+	r := made(t, "basalt")
+	agenttest.KillAgents(t, r.dir)
+	if err := syscall.Mount("tmpfs", filepath.Join(r.path, "basalt", "run"), "tmpfs", syscall.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(filepath.Join(r.path, "basalt", "run"), syscall.MNT_DETACH) })
+	runtime := filepath.Join(r.dir, "xdg")
+	r.env = append(r.env, "XDG_RUNTIME_DIR="+runtime)
+	cid := r.feed([]byte("moved out"), "add", "-Q")
+	r.holds(cid, []byte("moved out"))
+	for _, name := range []string{"data.sock", "admin.sock", "agent.log"} {
+		if found, err := filepath.Glob(filepath.Join(runtime, "basalt", "*", name)); err != nil || len(found) != 1 {
+			t.Errorf("%s: %v %v", name, found, err)
+		}
+	}
+	if pids := agenttest.Agents(t, r.dir); len(pids) != 1 {
+		t.Errorf("agents %v", pids)
+	}
+}
