@@ -3,9 +3,13 @@ package e2e
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"basalt.dev/go/internal/agenttest"
 )
 
 // rot flips a bit in the middle of a value, in whichever segment file of the node holds it.
@@ -130,4 +134,41 @@ func TestRepoVerifyNamesARottenBlock(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Where the scrub finds the rot and not Kubo's own read, a running Kubo goes on believing what its cache says until it reads the block.
+func TestARunningKuboLearnsOfWhatTheScrubFoundByReading(t *testing.T) {
+	r := made(t, "basalt")
+	r.daemon("--offline")
+	data := random(9, 60_000)
+	cid := r.run("add", "-Q", "--raw-leaves", r.file("data", data))
+	r.holds(cid, data)
+	r.rot(data)
+	basalt := func(args ...string) string {
+		t.Helper()
+		cmd := exec.Command(agenttest.Basalt(t), args...)
+		cmd.Env = append(r.env, "BASALT_NODE="+filepath.Join(r.path, "basalt"))
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("basalt %v: %v", args, err)
+		}
+		return string(out)
+	}
+	basalt("scrub", "start", "--rate", "1GiB")
+	for deadline := time.Now().Add(agenttest.Patience); len(r.node().Status().Quarantined) == 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("the scrub has not found it")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	r.feed(data, "block", "put", "--cid-codec=raw")
+	t.Logf("quarantined after a put alone: %d", len(r.node().Status().Quarantined))
+	if _, _, err := r.try(nil, "block", "get", cid); err == nil && len(r.node().Status().Quarantined) > 0 {
+		t.Error("a rotten block was given out")
+	}
+	r.feed(data, "block", "put", "--cid-codec=raw")
+	if st := r.node().Status(); len(st.Quarantined) != 0 {
+		t.Errorf("a put after a read did not heal: %v", st.Quarantined)
+	}
+	r.holds(cid, data)
 }
