@@ -38,8 +38,8 @@ struct Args {
     #[arg(long)]
     dir: PathBuf,
     /// Where the samples go, as JSON.
-    #[arg(long, required_unless_present = "scrub", default_value = "")]
-    json: PathBuf,
+    #[arg(long, required_unless_present = "scrub")]
+    json: Option<PathBuf>,
     /// Interleaved rounds.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -74,7 +74,9 @@ fn main() -> Result {
     let filled = Filled::new(&site, &small, 1, Durability::Relaxed)?;
     measured.extend(interleaved(rounds, has(&filled, &small, &absent))?);
 
-    serde_json::to_writer_pretty(File::create(&args.json)?, &measured)?;
+    if let Some(json) = &args.json {
+        serde_json::to_writer_pretty(File::create(json)?, &measured)?;
+    }
     Ok(())
 }
 

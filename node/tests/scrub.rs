@@ -140,6 +140,17 @@ async fn a_put_heals_and_an_error_is_said_where_the_config_wants_it() {
     assert_eq!(data.get(get(&name)).await.unwrap().into_inner().value, values[3]);
 }
 
+#[tokio::test]
+async fn what_is_asked_while_a_pass_runs_and_ends_is_done() {
+    let served = filled("", &values(20, 2000)).await;
+    for _ in 0..60 {
+        for action in [Action::Start, Action::Pause, Action::Resume] {
+            control(&served, action, 1 << 40).await;
+        }
+    }
+    until("it has ended", async || control(&served, Action::Unspecified, 0).await.state == "idle").await;
+}
+
 #[derive(Debug)]
 struct Replica {
     asked: Mutex<Vec<Multihash>>,

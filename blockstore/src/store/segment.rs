@@ -45,6 +45,8 @@ pub(super) struct SegmentFiles {
     uses: AtomicU64,
     /// Reads of values that are under way: what a scrub stands back for.
     reading: AtomicU64,
+    /// Held by whoever writes a note, so that two don't take each other's file away.
+    noting: Mutex<()>,
 }
 
 /// The records of a segment, in order.
@@ -97,6 +99,7 @@ impl SegmentFiles {
             open: Mutex::default(),
             uses: AtomicU64::new(0),
             reading: AtomicU64::new(0),
+            noting: Mutex::default(),
         }
     }
 
@@ -202,6 +205,7 @@ impl SegmentFiles {
 
     /// Writes a small file of the store's folder as a whole: flushed, named, and the name made durable.
     pub(super) fn write_note(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let _one = self.noting.lock();
         let failed = |err| Error::io(format!("write {}", self.path(name)), err);
         let new = self.dir.join(format!("new-{name}.tmp"));
         let file = match self.disk.create(&new) {
