@@ -34,6 +34,7 @@ import (
 	"github.com/ipfs/go-datastore/query"
 	flatfs "github.com/ipfs/go-ds-flatfs"
 	leveldb "github.com/ipfs/go-ds-leveldb"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 )
@@ -201,6 +202,10 @@ func (g *guest) openFlatfs() error {
 	rest, err := leveldb.NewDatastore(filepath.Join(guestRoot, "datastore"), nil)
 	if err != nil {
 		return err
+	}
+	if g.plan.Make {
+		// A repo is mostly older than a power cut. Without this flatfs does not even open afterwards: it does not flush its own SHARDING.
+		unix.Sync()
 	}
 	g.store = mount.New([]mount.Mount{{Prefix: blocksPrefix, Datastore: blocks}, {Prefix: ds.NewKey("/"), Datastore: rest}})
 	return nil
