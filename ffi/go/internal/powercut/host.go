@@ -24,6 +24,7 @@ const (
 	diskSize   = 3 << 30
 	bootMax    = 8 * time.Minute        // until the guest writes, or has reported; emulated, on a busy machine
 	silence    = 300 * time.Millisecond // after the cut: what a store acknowledges now it acknowledges without its disk
+	mountMax   = 3 * time.Minute        // until its disk is mounted
 	lastWords  = 10 * time.Second
 	crashesMax = 5 // of qemu, in a lane
 )
@@ -366,23 +367,37 @@ func (l *lane) live(plan Plan, arm func()) (*life, error) {
 	}
 	dead := l.disk.Dead()
 	v := &life{report: newReport(), booted: time.Now()}
-	begin, over := make(chan struct{}), make(chan struct{})
+	begin, mounted, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(over)
 		lines := bufio.NewScanner(out)
 		lines.Buffer(nil, 4<<20)
 		for lines.Scan() {
+			said := len(v.lines)
 			l.hear(v, plan, lines.Text(), begin, dead)
+			if said == 0 && len(v.lines) > 0 {
+				close(mounted)
+			}
 		}
 		if v.err == nil {
 			v.err = lines.Err()
 		}
 	}()
 
-	patience := time.NewTimer(bootMax)
+	patience, boot := time.NewTimer(bootMax), time.NewTimer(mountMax)
 	defer patience.Stop()
-	hung := false
+	defer boot.Stop()
+	go func() {
+		select {
+		case <-mounted:
+			boot.Stop()
+		case <-over:
+		}
+	}()
+	hung, stalled := false, false
 	select {
+	case <-boot.C:
+		stalled = true
 	case <-begin:
 		v.began = time.Now()
 		arm()
@@ -423,14 +438,17 @@ func (l *lane) live(plan Plan, arm func()) (*life, error) {
 		return nil, err
 	}
 	switch {
+	case stalled && l.crashes >= crashesMax:
+		err = fmt.Errorf("the guest did not mount its disk within %s", mountMax)
 	case hung:
 		err = fmt.Errorf("the guest neither reported nor wrote within %s", bootMax)
 	case v.err != nil:
 		err = v.err
-	case crashed && !v.begun && !v.report.complete && v.report.dead == "" && l.crashes < crashesMax:
-		// The emulator itself aborts now and then. To the guest that was a power cut like any other; it did not come to what it should do.
+	case (stalled || crashed && !v.begun && !v.report.complete && v.report.dead == "") && l.crashes < crashesMax:
+		// The emulator aborts or loses the guest's timer now and then, when the machine is busy. To the store that was a cut like any other; the
+		// guest did not come to what it should do. A file system that is mounted is past that: from then on a guest that hangs is a failure.
 		l.crashes++
-		l.run.say("%s: life %d: qemu aborted before the guest did anything; once more", l.name, l.lives)
+		l.run.say("%s: life %d: the emulator failed before the guest did anything; once more", l.name, l.lives)
 		return l.live(plan, arm)
 	case plan.Write && !v.begun && v.report.dead == "":
 		err = errors.New("the guest ended before it wrote")
