@@ -168,6 +168,9 @@ func Run(o Options) (Result, error) {
 	if result.Lost+result.Wrong > 0 {
 		failures = append(failures, fmt.Errorf("%d lost, %d wrong", result.Lost, result.Wrong))
 	}
+	if o.Only != "" && len(lanes) > 0 {
+		o.say("one lane alone, without the controls: what it did not lose proves little")
+	}
 	for _, c := range Controls {
 		if o.Only != "" && o.Only != c.Name || o.Only == "" && o.Rounds < 2 && c.Plan.FS == "zfs" {
 			continue
