@@ -4,7 +4,7 @@
 //! the page cache and not the disk, so it is copied to a new segment and flushed before it counts (STORE 1, 2).
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     path::Path,
     sync::{Arc, atomic::Ordering},
 };
@@ -12,26 +12,21 @@ use std::{
 use super::{
     Env,
     commit::Survivor,
-    core::{Active, Core, Log, Recovered, Verifier, live_bytes},
-    entry::{
-        Checkpoint, Entry, QuarantineRow, SegmentRow, checkpoint_key, dead_key, dead_start, entry_key, id_of_segment,
-        is_dead_key, quarantine_key, segment_key, segments_start,
-    },
-    format::{
-        FLAG_CONTINUES, Kind, QuarantineMark, RECORDS_START, RecordHeader, Rot, SegmentHeader, Summarised,
-        SummaryBuilder,
-    },
-    location::Location,
+    core::{Active, Core, Log, Recovered, Verifier},
+    entry::{Checkpoint, SegmentRow, checkpoint_key, id_of_segment, segments_start},
+    format::{FLAG_CONTINUES, RECORDS_START, RecordHeader, SegmentHeader, Summarised, SummaryBuilder},
     segment::{Segment, SegmentFiles, Walked, file_name, id_of_file_name, is_half_made, is_spent},
 };
 use crate::{
     error::{Error, ErrorKind, Result},
-    index::{Change, Index, overlay::OverlayIndex},
+    index::{Index, overlay::OverlayIndex},
     options::Options,
 };
 
-/// Records that go to the index in one batch during a replay.
-const BATCH_RECORDS: usize = 4096;
+mod clean;
+mod replay;
+
+pub(super) use clean::Clean;
 
 /// Opens a store; see [`super::Store::open`].
 pub(super) fn open(
@@ -507,199 +502,6 @@ impl Recovery<'_> {
         let _ = offset;
         Ok(tail)
     }
-
-    /// Tells the index of records in order; idempotent, and right whatever it had heard before.
-    fn apply(&mut self, segment: u64, records: &[Summarised], end: u64) -> Result<()> {
-        let index = self.index()?.clone();
-        let batches = records.chunks(BATCH_RECORDS).map(Some).chain(std::iter::once(None));
-        for batch in batches {
-            let mut entries: HashMap<Vec<u8>, Option<Entry>> = HashMap::new();
-            let mut dead: HashMap<Vec<u8>, u64> = HashMap::new();
-            let mut quarantines: HashMap<Vec<u8>, Option<QuarantineRow>> = HashMap::new();
-            let mut position = end;
-            for record in batch.unwrap_or(&[]) {
-                self.next_sequence = self.next_sequence.max(record.header.sequence + 1);
-                position = record.offset + record.header.record_bytes();
-                if !record.header.kind.has_key() {
-                    continue;
-                }
-                let current = match entries.get(&record.key) {
-                    Some(entry) => entry.clone(),
-                    None => match index.get(&entry_key(&record.key))? {
-                        Some(bytes) => Some(Entry::decode(&bytes)?),
-                        None => None,
-                    },
-                };
-                let mark = self.quarantine_at(segment, record)?;
-                let after = match record.header.kind {
-                    Kind::Quarantine => self.after_quarantine(record, mark, current.as_ref(), &dead, &index)?,
-                    _ => self.after(segment, record, current.as_ref(), &mut dead, &index)?,
-                };
-                if let Some(after) = after {
-                    if after.as_ref().is_some_and(|after| after.quarantined) {
-                        let unknown = QuarantineRow { rot: Rot::Payload, found_unix_ms: 0 };
-                        quarantines.insert(record.key.clone(), Some(mark.map_or(unknown, |mark| mark.row())));
-                    } else if current.as_ref().is_some_and(|current| current.quarantined) {
-                        quarantines.insert(record.key.clone(), None);
-                    }
-                    self.count(&record.key, current.as_ref(), after.as_ref());
-                    entries.insert(record.key.clone(), after);
-                }
-            }
-            let mut changes: Vec<Change> = entries
-                .into_iter()
-                .map(|(key, entry)| (entry_key(&key), entry.map(|entry| entry.encode())))
-                .chain(quarantines.into_iter().map(|(key, row)| (quarantine_key(&key), row.map(QuarantineRow::encode))))
-                .chain(dead.into_iter().map(|(key, sequence)| (dead_key(&key), Some(sequence.to_le_bytes().to_vec()))))
-                .collect();
-            self.checkpoint.position = Location::new(segment, position);
-            self.checkpoint.next_sequence = self.next_sequence;
-            changes.push((checkpoint_key(), Some(self.checkpoint.encode())));
-            changes.extend(
-                self.rows
-                    .iter()
-                    .filter(|(id, _)| batch.is_none() || **id == segment)
-                    .map(|(id, row)| (segment_key(*id), Some(row.encode()))),
-            );
-            index.write(&changes)?;
-        }
-        Ok(())
-    }
-
-    /// What a record makes of its key: `None` for nothing.
-    fn after(
-        &self,
-        segment: u64,
-        record: &Summarised,
-        current: Option<&Entry>,
-        dead: &mut HashMap<Vec<u8>, u64>,
-        index: &Arc<dyn Index>,
-    ) -> Result<Option<Option<Entry>>> {
-        let header = &record.header;
-        if header.kind == Kind::Tombstone {
-            if self.rebuild {
-                let known = dead.entry(record.key.clone()).or_default();
-                *known = header.sequence.max(*known);
-            }
-            return Ok(current.is_some_and(|current| current.sequence < header.sequence).then_some(None));
-        }
-        let location = Location::new(segment, record.offset);
-        if let Some(current) = current
-            && (current.sequence > header.sequence
-                || (current.sequence == header.sequence && current.location >= location))
-        {
-            return Ok(None);
-        }
-        if self.is_killed(record, dead, index)? {
-            return Ok(None);
-        }
-        Ok(Some(Some(Entry {
-            location,
-            sequence: header.sequence,
-            size: header.payload_len,
-            expires_unix_ms: header.expires_unix_ms,
-            quarantined: false,
-            inline: None,
-        })))
-    }
-
-    /// Whether a rebuild has seen a tombstone that is newer than a record.
-    fn is_killed(&self, record: &Summarised, dead: &HashMap<Vec<u8>, u64>, index: &Arc<dyn Index>) -> Result<bool> {
-        if !self.rebuild {
-            return Ok(false);
-        }
-        let killed_by = match dead.get(&record.key) {
-            Some(sequence) => Some(*sequence),
-            None => index.get(&dead_key(&record.key))?.map(|bytes| super::format::u64_at(&bytes, 0)),
-        };
-        Ok(killed_by.is_some_and(|sequence| sequence > record.header.sequence))
-    }
-
-    /// What a quarantine record says, if it is one and reads back.
-    fn quarantine_at(&self, segment: u64, record: &Summarised) -> Result<Option<QuarantineMark>> {
-        if record.header.kind != Kind::Quarantine {
-            return Ok(None);
-        }
-        let Some(segment) = self.segments.get(&segment) else { return Ok(None) };
-        // A summary has no CRC.
-        let Some((header, _)) = self.files.record_at(segment, record.offset)? else { return Ok(None) };
-        let payload = self.files.payload_of(segment, record.offset, &header)?;
-        Ok(payload.and_then(|payload| QuarantineMark::decode(&payload)))
-    }
-
-    /// What a quarantine makes of its key. Where the damaged record itself can't be read, its header being what is damaged, the quarantine stands for it, so
-    /// that the key is still there to be listed, deleted and healed.
-    fn after_quarantine(
-        &self,
-        record: &Summarised,
-        mark: Option<QuarantineMark>,
-        current: Option<&Entry>,
-        dead: &HashMap<Vec<u8>, u64>,
-        index: &Arc<dyn Index>,
-    ) -> Result<Option<Option<Entry>>> {
-        let header = &record.header;
-        if current.is_some_and(|current| current.sequence > header.sequence) || self.is_killed(record, dead, index)? {
-            return Ok(None);
-        }
-        // A carried one too: it was carried while the key was quarantined, so nothing before it in the log ended that. What ends it names the same victim, and
-        // so is in the log as long as that segment is there.
-        let damaged = mark
-            .filter(|mark| current.is_none_or(|current| current.sequence < mark.sequence))
-            .filter(|_| self.segments.contains_key(&header.victim))
-            .map(|mark| Entry {
-                location: Location::new(header.victim, mark.offset),
-                sequence: mark.sequence,
-                size: mark.size,
-                expires_unix_ms: header.expires_unix_ms,
-                quarantined: true,
-                inline: None,
-            });
-        let flagged = || current.map(|current| Entry { quarantined: true, inline: None, ..current.clone() });
-        Ok(damaged.or_else(flagged).map(Some))
-    }
-
-    fn count(&mut self, key: &[u8], before: Option<&Entry>, after: Option<&Entry>) {
-        let key_bytes = key.len() as u64;
-        if let Some(before) = before {
-            self.checkpoint.count -= 1;
-            self.checkpoint.bytes -= u64::from(before.size);
-            self.checkpoint.key_bytes -= key_bytes;
-            if let Some(row) = self.rows.get_mut(&before.location.segment()) {
-                row.live_records = row.live_records.saturating_sub(1);
-                row.live_bytes = row.live_bytes.saturating_sub(live_bytes(key, before.size));
-            }
-        }
-        if let Some(after) = after {
-            self.checkpoint.count += 1;
-            self.checkpoint.bytes += u64::from(after.size);
-            self.checkpoint.key_bytes += key_bytes;
-            if let Some(row) = self.rows.get_mut(&after.location.segment()) {
-                row.live_records += 1;
-                row.live_bytes += live_bytes(key, after.size);
-            }
-        }
-    }
-
-    /// Removes what only a rebuild needs to remember.
-    fn finish_rebuild(&mut self) -> Result<()> {
-        if !self.rebuild || self.index.is_none() {
-            return Ok(());
-        }
-        let index = self.index()?.clone();
-        loop {
-            let mut keys: Vec<Change> = Vec::new();
-            index.scan(&dead_start(), &mut |key, _| {
-                if is_dead_key(key) {
-                    keys.push((key.to_vec(), None));
-                }
-                is_dead_key(key) && keys.len() < BATCH_RECORDS
-            })?;
-            if keys.is_empty() {
-                return Ok(());
-            }
-            index.write(&keys)?;
-        }
-    }
 }
 
 impl Core {
@@ -788,90 +590,5 @@ impl Core {
         let void = std::mem::take(&mut log.void);
         log.void = self.remove_void(void);
         Ok(())
-    }
-}
-
-/// The note that a store was closed well: everything below `end` is durable, and nothing was ever written above it.
-///
-/// File `clean`: magic "BASALTCL" | segment | end | last summary | records, each u64 | SipHash of what is before. It
-/// is removed, durably, before the first write after it.
-pub(super) struct Clean {
-    pub(super) segment: u64,
-    pub(super) end: u64,
-    pub(super) last_summary: u64,
-    pub(super) records: u64,
-}
-
-const CLEAN_MAGIC: &[u8; 8] = b"BASALTCL";
-const CLEAN_FILE: &str = "clean";
-const CLEAN_BYTES: usize = 48;
-
-impl Clean {
-    fn encode(&self) -> Vec<u8> {
-        let mut bytes = CLEAN_MAGIC.to_vec();
-        for value in [self.segment, self.end, self.last_summary, self.records] {
-            bytes.extend_from_slice(&value.to_le_bytes());
-        }
-        let check = crate::store::format::note_check(&bytes);
-        bytes.extend_from_slice(&check.to_le_bytes());
-        bytes
-    }
-
-    fn read(env: &Env, dir: &Path) -> Result<Option<Clean>> {
-        let Ok(file) = env.disk.open(&dir.join(CLEAN_FILE), false) else { return Ok(None) };
-        let mut bytes = vec![0; CLEAN_BYTES + 1];
-        let got = file
-            .read_at(&mut bytes, 0)
-            .map_err(|err| Error::io(format!("read {}", dir.join(CLEAN_FILE).display()), err))?;
-        bytes.truncate(got);
-        if got != CLEAN_BYTES
-            || bytes[..8] != *CLEAN_MAGIC
-            || super::format::note_check(&bytes[..40]) != super::format::u64_at(&bytes, 40)
-        {
-            return Ok(None);
-        }
-        let at = |i| super::format::u64_at(&bytes, i);
-        Ok(Some(Clean { segment: at(8), end: at(16), last_summary: at(24), records: at(32) }))
-    }
-
-    /// Writes the note: flushed, named, and the name made durable.
-    pub(super) fn write(&self, core: &Core) -> Result<()> {
-        let failed = |err| Error::io(format!("write {}", core.dir.join(CLEAN_FILE).display()), err);
-        let temp = core.dir.join("new-clean.tmp");
-        let disk = &core.env.disk;
-        let file = match disk.create(&temp) {
-            Err(err) if err.kind() == std::io::ErrorKind::AlreadyExists => {
-                disk.remove(&temp).map_err(failed)?;
-                disk.create(&temp).map_err(failed)?
-            }
-            other => other.map_err(failed)?,
-        };
-        file.write_at(&[&self.encode()], 0).map_err(failed)?;
-        file.sync().map_err(failed)?;
-        disk.rename(&temp, &core.dir.join(CLEAN_FILE)).map_err(failed)?;
-        core.files.sync_dir()
-    }
-}
-
-impl Core {
-    /// Removes the note before the first write, durably.
-    pub(super) fn remove_clean_file<'a>(
-        &'a self,
-        mut log: crate::sync::MutexGuard<'a, Log>,
-    ) -> Result<crate::sync::MutexGuard<'a, Log>> {
-        log.rolling = true;
-        drop(log);
-        let removed = match self.env.disk.remove(&self.dir.join(CLEAN_FILE)) {
-            Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io(format!("remove {}", self.dir.join(CLEAN_FILE).display()), err))
-            }
-            _ => self.files.sync_dir(),
-        };
-        let mut log = self.log.lock();
-        log.rolling = false;
-        self.changed.notify_all();
-        removed?;
-        log.clean_file = false;
-        Ok(log)
     }
 }
