@@ -511,7 +511,7 @@ impl Writer {
     }
 
     fn any_block(&self, rng: &mut SimRng) -> u8 {
-        if rng.one_in(4) {
+        if rng.one_in(3) {
             return SHARED + rng.below(u64::from(SHARED_BLOCKS)) as u8;
         }
         self.number * OWN_BLOCKS + rng.below(u64::from(OWN_BLOCKS)) as u8
@@ -520,7 +520,7 @@ impl Writer {
     fn operate(&mut self, world: &World, store: &Datastore, rng: &mut SimRng) -> Result<()> {
         let me = self.number;
         let finish = if rng.one_in(2) { wait } else { call_back };
-        match rng.below(20) {
+        match rng.below(21) {
             0..=5 => {
                 let number = self.any_block(rng);
                 world.note(format!("{me}: put block {number}"));
@@ -610,7 +610,7 @@ impl Writer {
                 }
                 Ok(())
             }
-            16 => {
+            16 | 17 => {
                 // Whoever is told that a block is there won't put it: it must be as good as put.
                 let number = SHARED + rng.below(u64::from(SHARED_BLOCKS)) as u8;
                 let key = block_key(number);
@@ -622,7 +622,7 @@ impl Writer {
                 }
                 Ok(())
             }
-            17 | 18 => {
+            18 | 19 => {
                 let key = match rng.below(u64::from(CONTESTED_BLOCKS) + 1) as u8 {
                     CONTESTED_BLOCKS => contested_key(),
                     number => block_key(CONTESTED + number),

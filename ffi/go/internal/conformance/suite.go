@@ -31,7 +31,7 @@ func elements(t *testing.T, count int) {
 	t.Cleanup(func() { dstest.ElemCount = before })
 }
 
-const few = 20
+const few = 10
 
 func suiteOnTheWholeNode(t *testing.T, serve Way) {
 	dstest.SubtestAll(t, serve(t, agenttest.Temp(t)).Open("root"))
