@@ -255,6 +255,30 @@ fn space_comes_back_by_holes_compaction_and_whole_segments() {
 }
 
 #[test]
+fn a_spent_segment_is_kept_for_recycling_unless_it_has_holes() {
+    let world = World::new();
+    let store = world.open();
+    let is_kept = |id: u64| world.disk.contents(&Path::new(DIR).join(format!("spent-{id:08x}.log"))).is_some();
+    let newest = || (1..64).filter(|id| world.disk.contents(&world.segment(*id)).is_some()).max().unwrap();
+    // Small records are never punched out...
+    (0..300).for_each(|number| put(&store, number, 400));
+    (0..300).for_each(|number| delete(&store, number));
+    store.reclaim().unwrap();
+    assert!(is_kept(1));
+    // ...and large ones always: space that may not be there any more must not count as free.
+    let first = newest() + 1;
+    (300..310).for_each(|number| put(&store, number, 20_000));
+    let last = newest();
+    assert!(first < last);
+    (300..310).for_each(|number| delete(&store, number));
+    store.reclaim().unwrap();
+    for id in first..last {
+        assert!(world.disk.contents(&world.segment(id)).is_none(), "segment {id} is not freed");
+        assert!(!is_kept(id), "segment {id} has holes");
+    }
+}
+
+#[test]
 fn under_a_snapshot_nothing_is_punched_or_moved_but_dead_segments_go() {
     #[derive(Debug)]
     struct Snapshotted;

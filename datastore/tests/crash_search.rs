@@ -520,7 +520,7 @@ impl Writer {
     fn operate(&mut self, world: &World, store: &Datastore, rng: &mut SimRng) -> Result<()> {
         let me = self.number;
         let finish = if rng.one_in(2) { wait } else { call_back };
-        match rng.below(21) {
+        match rng.below(19) {
             0..=5 => {
                 let number = self.any_block(rng);
                 world.note(format!("{me}: put block {number}"));
@@ -611,18 +611,6 @@ impl Writer {
                 Ok(())
             }
             16 | 17 => {
-                // Whoever is told that a block is there won't put it: it must be as good as put.
-                let number = SHARED + rng.below(u64::from(SHARED_BLOCKS)) as u8;
-                let key = block_key(number);
-                let is_there =
-                    if rng.one_in(2) { store.has(&key)? } else { read(store, &key).is_ok_and(|value| value.is_some()) };
-                world.note(format!("{me}: block {number} is there: {is_there}"));
-                if is_there && !world.disk.is_cut() {
-                    *world.shared.lock().unwrap().entry(number).or_default() |= world.strict();
-                }
-                Ok(())
-            }
-            18 | 19 => {
                 let key = match rng.below(u64::from(CONTESTED_BLOCKS) + 1) as u8 {
                     CONTESTED_BLOCKS => contested_key(),
                     number => block_key(CONTESTED + number),
@@ -644,6 +632,15 @@ impl Writer {
             self.deleting.remove(&number);
             // The tombstone was written only after all metadata changed before was durable.
             self.pins.values_mut().for_each(States::settled);
+        }
+    }
+
+    /// Whoever is told that a block is there won't put it: it is as good as put, and in `strict` durable.
+    fn look_at_shared(&self, world: &World, store: &Datastore) {
+        for number in SHARED..SHARED + SHARED_BLOCKS {
+            if store.has(&block_key(number)).is_ok_and(|is_there| is_there) && !world.disk.is_cut() {
+                *world.shared.lock().unwrap().entry(number).or_default() |= world.strict();
+            }
         }
     }
 
@@ -687,6 +684,7 @@ impl Writer {
                 }
             }
             let outcome = self.operate(world, store, &mut rng);
+            self.look_at_shared(world, store);
             if world.disk.is_cut() {
                 return;
             }
