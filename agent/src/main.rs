@@ -29,7 +29,7 @@ mod show;
 mod status;
 mod verify;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
 
@@ -65,7 +65,8 @@ fn run(cli: &Cli) -> Outcome {
         Command::Config(ConfigCommand::Show { source, json }) => show::show(&cli.node()?, source, *json),
         command => {
             let node = cli.node()?;
-            runtime()?.block_on(async {
+            let runtime = runtime()?;
+            let outcome = runtime.block_on(async {
                 match command {
                     Command::Agent(options) => agent::agent(&node, options).await,
                     Command::Status(options) => status::status(&node, options).await,
@@ -82,10 +83,16 @@ fn run(cli: &Cli) -> Outcome {
                     Command::Mark { mark } => mark::mark(&node, *mark).await,
                     Command::Init(_) | Command::Config(_) => Ok(()),
                 }
-            })
+            });
+            // Not for ever: a call may be out to a disk that does not answer.
+            runtime.shutdown_timeout(END_DEADLINE);
+            outcome
         }
     }
 }
+
+/// What is still under way when a command has ended gets so long.
+const END_DEADLINE: Duration = Duration::from_secs(5);
 
 fn runtime() -> Outcome<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()

@@ -175,8 +175,17 @@ impl Keyspace {
 
     /// Makes what block deletes wait for durable.
     pub(crate) fn flush(&self) -> Result<()> {
+        self.flushed_by(Ticket::wait)
+    }
+
+    /// [`Keyspace::flush`] for a thread that others wait for.
+    pub(crate) fn flush_behind(&self) -> Result<()> {
+        self.flushed_by(Ticket::wait_behind)
+    }
+
+    fn flushed_by(&self, wait: impl FnOnce(Ticket) -> Result<()>) -> Result<()> {
         let submitted = self.submitted.load(Ordering::SeqCst);
-        self.store.sync().map_err(|err| err.context("flush the keyspace"))?;
+        self.store.submit_sync().and_then(wait).map_err(|err| err.context("flush the keyspace"))?;
         self.durable.fetch_max(submitted, Ordering::SeqCst);
         Ok(())
     }

@@ -21,12 +21,14 @@ mod keyspace;
 mod order;
 mod query;
 mod scrub;
+mod watch;
 
 use batch::Plan;
 pub use key::{KEY_BYTES_MAX, Key};
 use keyspace::{Change, Keyspace};
 use order::{Barrier, Job, Later, Need};
 pub use query::{Compare, Entry, Filter, Order, Query, QueryCursor};
+use watch::Watch;
 
 /// How a node's stores are laid out and bounded; made from the node's config.
 #[derive(Clone, Debug)]
@@ -88,6 +90,8 @@ pub struct Datastore {
     stores: Arc<Stores>,
     /// Orders writes behind others for callers that must not be held; `None` where there are no background threads, or nothing to order.
     later: Option<Later>,
+    /// Tells waiters when a disk does not answer; `None` where there are no background threads, or no writes.
+    watch: Option<Watch>,
 }
 
 /// The stores of a node, and the order between them.
@@ -107,6 +111,11 @@ impl Stores {
             return Err(Error::new(ErrorKind::Closed, "the datastore has been closed; open the node again"));
         }
         Ok(())
+    }
+
+    fn watch(&self) {
+        self.shards.watch();
+        self.keyspace.store().watch();
     }
 
     fn check_writable(&self) -> Result<()> {
@@ -186,7 +195,9 @@ impl Datastore {
         });
         let orders = !is_read_only && durability != Durability::Strict && env.clock.threads();
         let later = if orders { Some(Later::start(stores.clone())?) } else { None };
-        Ok(Datastore { stores, later })
+        let watches = !is_read_only && env.clock.threads();
+        let watch = if watches { Some(Watch::start(stores.clone())?) } else { None };
+        Ok(Datastore { stores, later, watch })
     }
 
     /// The value of a key, into `buffer` (replaced).
@@ -455,6 +466,17 @@ impl Datastore {
         self.stores.keyspace.store().step();
     }
 
+    /// Looks whether a disk has kept a call for longer than `flush_deadline`, and fences its store then: see [`basalt_blockstore::Store::watch`]. Where the clock
+    /// has threads, one does this every second.
+    pub fn watch(&self) {
+        self.stores.watch();
+    }
+
+    /// Whether a write may wait before it has a ticket, for the disk or for an index: then it is no call for a thread that others need.
+    pub fn writes_wait(&self) -> bool {
+        self.stores.shards.writes_wait() || self.stores.keyspace.store().writes_wait()
+    }
+
     /// Cheap self-check: every store is open, unfenced and answers.
     pub fn check(&self) -> Result<()> {
         self.stores.check_open()?;
@@ -514,6 +536,10 @@ impl Datastore {
         // Blocks first: at a crash in between, metadata must not be ahead of them.
         let shards = self.stores.shards.close();
         let keyspace = self.stores.keyspace.store().close().map_err(|err| err.context("close the keyspace"));
+        // Last: those who wait for a disk that does not answer are told until the end.
+        if let Some(watch) = &self.watch {
+            watch.stop();
+        }
         shards.and(keyspace)
     }
 }
@@ -522,6 +548,9 @@ impl Drop for Datastore {
     fn drop(&mut self) {
         if let Some(later) = &self.later {
             later.stop();
+        }
+        if let Some(watch) = &self.watch {
+            watch.stop();
         }
     }
 }

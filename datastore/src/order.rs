@@ -47,7 +47,7 @@ impl Default for Rounds {
 impl Barrier {
     /// Waits for a round that begins after this call; leads it, if nobody does.
     pub(crate) fn pass(&self, shards: &ShardSet) -> Result<()> {
-        if shards.is_dirty() { self.next_round(|| shards.sync()) } else { Ok(()) }
+        if shards.is_dirty() { self.next_round(|| shards.submit_sync()?.wait_behind()) } else { Ok(()) }
     }
 
     fn next_round(&self, flush: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -192,7 +192,7 @@ impl Shared {
             drop(queue);
             let needs = |need| jobs.iter().any(|job| job.need == need);
             let blocks = if needs(Need::Blocks) { stores.barrier.pass(&stores.shards) } else { Ok(()) };
-            let metadata = if needs(Need::Metadata) { stores.keyspace.flush() } else { Ok(()) };
+            let metadata = if needs(Need::Metadata) { stores.keyspace.flush_behind() } else { Ok(()) };
             for job in jobs {
                 (job.run)(stores, if job.need == Need::Blocks { blocks.clone() } else { metadata.clone() });
                 self.waiting.fetch_sub(1, Ordering::SeqCst);

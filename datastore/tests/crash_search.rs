@@ -17,7 +17,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -61,6 +61,8 @@ struct Shape {
     zfs: bool,
     /// Disk operations fail, beside the crash.
     faults: bool,
+    /// The disk stops answering, until the watch has seen it. Then it answers, or the power goes.
+    stuck: bool,
     writers: u8,
     /// Stores have their background threads; else one step of them comes now and then.
     threads: bool,
@@ -78,7 +80,13 @@ impl Shape {
             writers: 1 + rng.below(3) as u8,
             threads: rng.one_in(2),
             operations: 4 + rng.below(8),
+            stuck: rng.one_in(5),
         }
+    }
+
+    /// Whether operations may fail though the power stays.
+    fn fails(self) -> bool {
+        self.faults || self.stuck
     }
 }
 
@@ -604,7 +612,7 @@ impl Writer {
                 world.note(format!("{me}: a quiet moment"));
                 world.disk.advance_ns(2_000_000_000);
                 store.step();
-                if world.shape.writers == 1 && !world.shape.threads && !world.shape.faults && !world.disk.is_cut() {
+                if world.shape.writers == 1 && !world.shape.threads && !world.shape.fails() && !world.disk.is_cut() {
                     // As long as the bound on the delay, with nobody else's flush under way.
                     self.all_durable();
                 }
@@ -690,7 +698,7 @@ impl Writer {
             }
             let Err(err) = outcome else { continue };
             world.note(format!("{}: -> {err:?}", self.number));
-            if !world.shape.faults {
+            if !world.shape.fails() {
                 world.found(Finding::Broken(format!("no fault was injected: {err:?}")));
                 return;
             }
@@ -720,7 +728,29 @@ fn live(
             })
         })
         .collect();
-    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    let done = Arc::new(AtomicBool::new(false));
+    let watch = world.shape.stuck.then(|| {
+        let at = world.disk.steps() + 1 + rng.below(40);
+        world.note(format!("step {at} will be stuck"));
+        world.disk.inject(at, Fault::Stuck);
+        let (world, store, done, cut) = (world.clone(), store.clone(), done.clone(), rng.one_in(2));
+        thread::spawn(move || {
+            if world.disk.await_stuck(|| done.load(Ordering::SeqCst)) {
+                world.note("the disk is stuck".into());
+                world.disk.advance_ns(2 * world.options.store.flush_deadline.as_nanos() as u64);
+                store.watch();
+                world.note(if cut { "the power goes" } else { "the disk answers" }.into());
+                world.disk.answer(cut);
+            }
+        })
+    });
+    let writers = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    done.store(true, Ordering::SeqCst);
+    world.disk.wake();
+    if let Some(watch) = watch {
+        watch.join().unwrap();
+    }
+    writers
 }
 
 /// Runs a seed with the power going before disk operation `cut` (0: at its end). Returns how many operations there were.
@@ -743,7 +773,7 @@ fn run_world(world: &Arc<World>, cut: u64) -> std::result::Result<u64, Finding> 
                 world.note("close".into());
                 match store.close() {
                     Ok(()) => writers.iter_mut().for_each(Writer::all_durable),
-                    Err(err) if !world.shape.faults && !world.disk.is_cut() => {
+                    Err(err) if !world.shape.fails() && !world.disk.is_cut() => {
                         return Err(Finding::Broken(format!("close: {err:?}")));
                     }
                     Err(_) => {}

@@ -4,7 +4,8 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -40,8 +41,6 @@ pub struct Node {
     config: Config,
     host: Host,
     datastore: Arc<Datastore>,
-    /// Bytes of all logs that are not durable yet.
-    unflushed: Arc<AtomicU64>,
     incarnation: [u8; 16],
     opened: Instant,
     clients: Arc<Clients>,
@@ -50,7 +49,7 @@ pub struct Node {
     hand_over: watch::Sender<Option<String>>,
     background: Mutex<Option<Background>>,
     /// None where the node was opened for reading only.
-    scrubber: Option<Scrubber>,
+    scrubber: Option<Arc<Scrubber>>,
     lock: Mutex<Option<OwnerLock>>,
     is_closed: AtomicBool,
 }
@@ -105,12 +104,11 @@ impl Node {
             None => None,
         };
         let scrubber = match lock {
-            Some(_) => Some(Scrubber::start(datastore.clone(), config.scrub.clone(), file.node_id.as_str())?),
+            Some(_) => Some(Arc::new(Scrubber::start(datastore.clone(), config.scrub.clone(), file.node_id.as_str())?)),
             None => None,
         };
         let node = Node {
             scrubber,
-            unflushed: env.unflushed.clone(),
             incarnation: layout::random_bytes()?,
             opened: Instant::now(),
             clients: Clients::new(),
@@ -213,7 +211,7 @@ impl Node {
 
     /// Whether a write that is submitted now may wait for a flush before it is even written, and so hold its thread.
     pub(crate) fn writes_wait(&self) -> bool {
-        self.unflushed.load(Ordering::Relaxed) > self.config.datastore.store.unflushed_bytes_max
+        self.datastore.writes_wait()
     }
 
     pub(crate) fn allocated(&self) -> Allocated {
@@ -315,7 +313,7 @@ impl Node {
     }
 
     fn scrubber(&self) -> Result<&Scrubber> {
-        self.scrubber.as_ref().ok_or_else(|| {
+        self.scrubber.as_deref().ok_or_else(|| {
             let message = format!("node {} is open for reading only: nothing is scrubbed", self.path.display());
             Error::new(ErrorKind::ReadOnly, message)
         })
@@ -410,22 +408,46 @@ impl Node {
     }
 
     /// Makes everything durable, closes the stores and lets go of the lock; later calls of the datastore are `Closed`. The host stops
-    /// serving first. The first failure is reported; the lock is let go of in any case.
+    /// serving first. The first failure is reported; the lock is let go of in any case but one: where a disk does not answer for twice
+    /// `flush_deadline` this returns `Unavailable`, and the lock stays with this process, whose calls are still out.
     pub fn close(&self) -> Result<()> {
         if self.is_closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        if let Some(background) = lock(&self.background).take() {
-            background.stop();
-        }
-        if let Some(scrubber) = &self.scrubber {
-            scrubber.end();
-        }
-        let closed =
-            self.datastore.close().map_err(|err| err.context(format_args!("close node {}", self.path.display())));
-        if let Some(owner) = lock(&self.lock).take() {
+        let (done, closed) = mpsc::channel();
+        let (background, scrubber) = (lock(&self.background).take(), self.scrubber.clone());
+        let datastore = self.datastore.clone();
+        let close = move || {
+            if let Some(background) = background {
+                background.stop();
+            }
+            if let Some(scrubber) = scrubber {
+                scrubber.end();
+            }
+            // Nobody listens any more where the disk came back too late.
+            let _ = done.send(datastore.close());
+        };
+        std::thread::Builder::new()
+            .name("basalt-close".to_owned())
+            .spawn(close)
+            .map_err(|err| Error::io("start the thread that closes the node", err))?;
+        let deadline = self.config.datastore.store.flush_deadline * 2;
+        let closed = closed.recv_timeout(deadline).map_err(|_| {
+            Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "a disk has not answered in {} s: left without closing. End this process and look at the disk or pool; the next open \
+                     recovers everything that was durable",
+                    deadline.as_secs()
+                ),
+            )
+        });
+        if closed.is_ok()
+            && let Some(owner) = lock(&self.lock).take()
+        {
             owner.release();
         }
+        let closed = closed.flatten().map_err(|err| err.context(format_args!("close node {}", self.path.display())));
         match &closed {
             Ok(()) => tracing::info!(node_id = %self.file.node_id, "node closed"),
             Err(err) => tracing::error!(node_id = %self.file.node_id, %err, "node closed with an error"),

@@ -196,6 +196,16 @@ impl ShardSet {
         self.members.iter().find_map(|open| open.shard.store().fenced().map(|err| err.context(&open.name)))
     }
 
+    /// [`basalt_blockstore::Store::watch`] of every shard.
+    pub fn watch(&self) {
+        self.iter().for_each(|shard| shard.store().watch());
+    }
+
+    /// Whether a write to some shard would wait at this moment, before it has a ticket.
+    pub fn writes_wait(&self) -> bool {
+        self.iter().any(|shard| shard.store().writes_wait())
+    }
+
     /// Makes everything that was acknowledged before the call durable. Flushes the shards that have something to flush in parallel.
     pub fn sync(&self) -> Result<()> {
         self.submit_sync()?.wait()

@@ -15,7 +15,7 @@ use std::{
 };
 
 use super::{Clock, Disk, Entropy, File};
-use crate::sync::Mutex;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// Bytes that a drive writes all or nothing.
 const SECTOR: usize = 512;
@@ -69,6 +69,15 @@ pub enum Loss {
     Random,
 }
 
+/// Calls to a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calls {
+    /// All of them.
+    All,
+    /// Flushes, of files, folders and indexes.
+    Flushes,
+}
+
 /// A fault to inject at a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -76,6 +85,8 @@ pub enum Fault {
     Error(io::ErrorKind),
     /// The power goes just before the operation; all later ones fail.
     PowerCut,
+    /// The operation does not return until [`SimDisk::answer`], nor do later ones. Only where there are threads.
+    Stuck,
 }
 
 #[derive(Debug, Default)]
@@ -109,11 +120,22 @@ struct State {
     trace: Option<Vec<String>>,
     now_ns: u64,
     entropy: u64,
+    /// Calls below this path are not answered.
+    stuck: Option<(PathBuf, Calls)>,
+    /// Calls that wait for an answer.
+    waiting: u64,
 }
 
 /// The simulated disk and clock; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct SimDisk(Arc<Mutex<State>>);
+pub struct SimDisk(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// The disk has got stuck, or answers again, or someone waits for it to.
+    changed: Condvar,
+}
 
 impl SimDisk {
     /// An empty disk.
@@ -124,68 +146,69 @@ impl SimDisk {
     /// An empty disk that forgets as ZFS does.
     pub fn zfs(seed: u64) -> SimDisk {
         let disk = SimDisk::new();
-        disk.0.lock().txg = Some(SimRng::new(seed));
+        disk.lock().txg = Some(SimRng::new(seed));
         disk
     }
 
     /// Whether stores have background threads; only where a scheduler drives them.
     pub fn set_threads(&self, threads: bool) {
-        self.0.lock().threads = threads;
+        self.lock().threads = threads;
     }
 
     /// Operations so far.
     pub fn steps(&self) -> u64 {
-        self.0.lock().steps
+        self.lock().steps
     }
 
     /// Makes the operation numbered `step` (from 1) fail as `fault` says.
     pub fn inject(&self, step: u64, fault: Fault) {
-        self.0.lock().faults.insert(step, fault);
+        self.lock().faults.insert(step, fault);
     }
 
     /// Makes the read that comes after `reads` more of them fail.
     pub fn fail_read(&self, reads: u64, kind: io::ErrorKind) {
-        let mut state = self.0.lock();
+        let mut state = self.lock();
         let at = state.reads + reads + 1;
         state.failing_reads.insert(at, kind);
     }
 
     /// Forgets all faults that have not struck.
     pub fn clear_faults(&self) {
-        let mut state = self.0.lock();
+        let mut state = self.lock();
         state.faults.clear();
         state.failing_reads.clear();
     }
 
     /// Whether the power is gone.
     pub fn is_cut(&self) -> bool {
-        self.0.lock().cut
+        self.lock().cut
     }
 
     /// What [`Disk::available`] answers from now on; `None` for plenty.
     pub fn set_available(&self, bytes: Option<u64>) {
-        self.0.lock().available = bytes;
+        self.lock().available = bytes;
     }
 
     /// Moves the clock on.
     pub fn advance_ns(&self, ns: u64) {
-        self.0.lock().now_ns += ns;
+        self.lock().now_ns += ns;
     }
 
     /// Whether every step is recorded from now on.
     pub fn record_trace(&self, record: bool) {
-        self.0.lock().trace = record.then(Vec::new);
+        self.lock().trace = record.then(Vec::new);
     }
 
     /// The steps recorded.
     pub fn trace(&self) -> Vec<String> {
-        self.0.lock().trace.clone().unwrap_or_default()
+        self.lock().trace.clone().unwrap_or_default()
     }
 
     /// The power comes back: what `loss` left is what there is. Open files of before are useless.
     pub fn restart(&self, rng: &mut SimRng, loss: Loss) {
-        let mut state = self.0.lock();
+        let mut state = self.lock();
         state.cut = false;
+        state.stuck = None;
         state.faults.clear();
         state.failing_reads.clear();
         let loss = match loss {
@@ -255,7 +278,7 @@ impl SimDisk {
 
     /// Flips one bit of what a file holds, on the platter too. Returns whether the file is that long.
     pub fn flip(&self, path: &Path, byte: u64, bit: u8) -> bool {
-        let mut state = self.0.lock();
+        let mut state = self.lock();
         let Some(inode) = state.names.get(path).copied() else { return false };
         let Some(inode) = state.inodes.get_mut(&inode) else { return false };
         let at = byte as usize;
@@ -271,13 +294,13 @@ impl SimDisk {
 
     /// What a file reads as now.
     pub fn contents(&self, path: &Path) -> Option<Vec<u8>> {
-        let state = self.0.lock();
+        let state = self.lock();
         state.names.get(path).and_then(|inode| state.inodes.get(inode)).map(|inode| inode.data.clone())
     }
 
     /// Puts a file there as if it had always been.
     pub fn install(&self, path: &Path, contents: Vec<u8>) {
-        let mut state = self.0.lock();
+        let mut state = self.lock();
         state.next_inode += 1;
         let id = state.next_inode;
         state.inodes.insert(id, Inode { data: contents.clone(), durable: contents, ..Inode::default() });
@@ -288,14 +311,91 @@ impl SimDisk {
         }
     }
 
-    /// Counts a step of something that is not a file (an index flush), with the faults of its number.
-    pub fn step(&self, what: &str) -> io::Result<()> {
-        self.0.lock().step(|| what.to_owned())
+    /// Counts a step of something at `path` that is not a file (an index flush), with the faults of its number.
+    pub fn step(&self, path: &Path, what: &str) -> io::Result<()> {
+        self.begin(path, Calls::Flushes, || what.to_owned()).map(drop)
+    }
+
+    /// Waits until the disk is stuck, or `until` says that nothing comes any more; whether it is stuck.
+    pub fn await_stuck(&self, until: impl Fn() -> bool) -> bool {
+        let mut state = self.lock();
+        while state.stuck.is_none() && !until() {
+            state = self.0.changed.wait(state);
+        }
+        state.stuck.is_some()
+    }
+
+    /// From now on such calls below `path` are not answered, until [`SimDisk::answer`]. Only where there are threads.
+    pub fn stick(&self, path: &Path, calls: Calls) {
+        self.lock().stuck = Some((path.to_owned(), calls));
+    }
+
+    /// Waits until so many calls wait for an answer.
+    pub fn await_waiting(&self, calls: u64) {
+        let mut state = self.lock();
+        while state.waiting < calls {
+            state = self.0.changed.wait(state);
+        }
+    }
+
+    /// Has [`SimDisk::await_stuck`] look again.
+    pub fn wake(&self) {
+        drop(self.lock());
+        self.0.changed.notify_all();
+    }
+
+    /// The disk answers again, what it owes first; or, with `cut`, the power goes.
+    pub fn answer(&self, cut: bool) {
+        let mut state = self.lock();
+        state.stuck = None;
+        state.cut |= cut;
+        drop(state);
+        self.0.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock()
+    }
+
+    /// Takes a step, and has the disk for what it does.
+    fn begin(&self, path: &Path, call: Calls, what: impl FnOnce() -> String) -> io::Result<MutexGuard<'_, State>> {
+        let mut state = self.lock();
+        if state.step(what)? == Step::Stuck {
+            state.stuck = Some((PathBuf::from("/"), Calls::All));
+            self.0.changed.notify_all();
+        }
+        drop(state);
+        let state = self.lock_answering(path, call);
+        if state.cut {
+            return Err(io::Error::other("the power is gone"));
+        }
+        Ok(state)
+    }
+
+    /// Waits where the disk does not answer.
+    fn lock_answering(&self, path: &Path, call: Calls) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        if state.is_stuck(path, call) {
+            state.waiting += 1;
+            self.0.changed.notify_all();
+            while state.is_stuck(path, call) {
+                state = self.0.changed.wait(state);
+            }
+            state.waiting -= 1;
+        }
+        state
     }
 }
 
+/// How a step begins, where it does not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Done,
+    Stuck,
+}
+
 impl State {
-    fn step(&mut self, what: impl FnOnce() -> String) -> io::Result<()> {
+    fn step(&mut self, what: impl FnOnce() -> String) -> io::Result<Step> {
         if self.cut {
             return Err(io::Error::other("the power is gone"));
         }
@@ -307,7 +407,8 @@ impl State {
             trace.push(format!("{} {}", self.steps, what()));
         }
         match self.faults.remove(&self.steps) {
-            None => Ok(()),
+            None => Ok(Step::Done),
+            Some(Fault::Stuck) => Ok(Step::Stuck),
             Some(Fault::Error(kind)) => Err(kind.into()),
             Some(Fault::PowerCut) => {
                 self.cut = true;
@@ -318,6 +419,12 @@ impl State {
 }
 
 impl State {
+    fn is_stuck(&self, path: &Path, call: Calls) -> bool {
+        self.stuck
+            .as_ref()
+            .is_some_and(|(stuck, calls)| path.starts_with(stuck) && (*calls == Calls::All || *calls == call))
+    }
+
     fn end_txg(&mut self) {
         self.durable_names = self.names.clone();
         for inode in self.inodes.values_mut() {
@@ -334,13 +441,12 @@ fn name(path: &Path) -> String {
 struct SimFile {
     disk: SimDisk,
     inode: u64,
-    name: String,
+    path: PathBuf,
 }
 
 impl Disk for SimDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let mut state = self.0.lock();
-        state.step(|| format!("create {}", name(path)))?;
+        let mut state = self.begin(path, Calls::All, || format!("create {}", name(path)))?;
         if state.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -348,34 +454,32 @@ impl Disk for SimDisk {
         let inode = state.next_inode;
         state.inodes.insert(inode, Inode::default());
         state.names.insert(path.to_owned(), inode);
-        Ok(Arc::new(SimFile { disk: self.clone(), inode, name: name(path) }))
+        Ok(Arc::new(SimFile { disk: self.clone(), inode, path: path.to_owned() }))
     }
 
     fn open(&self, path: &Path, _write: bool) -> io::Result<Arc<dyn File>> {
-        let state = self.0.lock();
+        let state = self.lock();
         if state.cut {
             return Err(io::Error::other("the power is gone"));
         }
         let inode = state.names.get(path).copied().ok_or(io::ErrorKind::NotFound)?;
-        Ok(Arc::new(SimFile { disk: self.clone(), inode, name: name(path) }))
+        Ok(Arc::new(SimFile { disk: self.clone(), inode, path: path.to_owned() }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.0.lock();
-        state.step(|| format!("rename {} {}", name(from), name(to)))?;
+        let mut state = self.begin(to, Calls::All, || format!("rename {} {}", name(from), name(to)))?;
         let inode = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         state.names.insert(to.to_owned(), inode);
         Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.0.lock();
-        state.step(|| format!("remove {}", name(path)))?;
+        let mut state = self.begin(path, Calls::All, || format!("remove {}", name(path)))?;
         state.names.remove(path).map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let state = self.0.lock();
+        let state = self.lock();
         if state.cut {
             return Err(io::Error::other("the power is gone"));
         }
@@ -386,15 +490,13 @@ impl Disk for SimDisk {
     }
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        let mut state = self.0.lock();
-        state.step(|| format!("mkdir {}", name(dir)))?;
+        let mut state = self.begin(dir, Calls::All, || format!("mkdir {}", name(dir)))?;
         state.dirs.insert(dir.to_owned());
         Ok(())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let mut state = self.0.lock();
-        state.step(|| format!("sync folder {}", name(dir)))?;
+        let mut state = self.begin(dir, Calls::Flushes, || format!("sync folder {}", name(dir)))?;
         if state.txg.is_some() {
             state.durable_names = state.names.clone();
             return Ok(());
@@ -407,13 +509,13 @@ impl Disk for SimDisk {
     }
 
     fn available(&self, _dir: &Path) -> io::Result<u64> {
-        Ok(self.0.lock().available.unwrap_or(1 << 50))
+        Ok(self.lock().available.unwrap_or(1 << 50))
     }
 }
 
 impl SimFile {
     fn with<T>(&self, act: impl FnOnce(&mut Inode) -> T) -> io::Result<T> {
-        let mut state = self.disk.0.lock();
+        let mut state = self.disk.lock();
         if state.cut {
             return Err(io::Error::other("the power is gone"));
         }
@@ -421,8 +523,8 @@ impl SimFile {
         Ok(act(inode))
     }
 
-    fn step(&self, what: impl FnOnce() -> String) -> io::Result<()> {
-        self.disk.0.lock().step(|| format!("{} {}", what(), self.name))
+    fn step(&self, call: Calls, what: impl FnOnce() -> String) -> io::Result<()> {
+        self.disk.begin(&self.path, call, || format!("{} {}", what(), name(&self.path))).map(drop)
     }
 }
 
@@ -453,7 +555,7 @@ impl Inode {
 impl File for SimFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         {
-            let mut state = self.disk.0.lock();
+            let mut state = self.disk.lock_answering(&self.path, Calls::All);
             state.reads += 1;
             let number = state.reads;
             if let Some(kind) = state.failing_reads.remove(&number) {
@@ -477,14 +579,14 @@ impl File for SimFile {
     }
 
     fn write_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
-        self.step(|| format!("write {}@{offset}", parts.iter().map(|part| part.len()).sum::<usize>()))?;
+        self.step(Calls::All, || format!("write {}@{offset}", parts.iter().map(|part| part.len()).sum::<usize>()))?;
         self.with(|inode| inode.write(&parts.concat(), offset as usize))
     }
 
     fn sync(&self) -> io::Result<()> {
-        let failed = self.step(|| "sync".to_owned()).err();
+        let failed = self.step(Calls::Flushes, || "sync".to_owned()).err();
         let is_zfs = {
-            let mut state = self.disk.0.lock();
+            let mut state = self.disk.lock();
             if state.txg.is_some() && failed.is_none() {
                 // The log of intents has what happened to names, in order, before what it has of this file.
                 state.durable_names = state.names.clone();
@@ -508,7 +610,7 @@ impl File for SimFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.step(|| format!("set length {len}"))?;
+        self.step(Calls::All, || format!("set length {len}"))?;
         self.with(|inode| {
             inode.data.resize(len as usize, 0);
             inode.length_dirty = true;
@@ -520,11 +622,11 @@ impl File for SimFile {
     }
 
     fn reserve(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        self.step(|| "reserve".to_owned())
+        self.step(Calls::All, || "reserve".to_owned())
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.step(|| format!("punch {len}@{offset}"))?;
+        self.step(Calls::All, || format!("punch {len}@{offset}"))?;
         self.with(|inode| {
             let from = (offset as usize).min(inode.data.len());
             let to = ((offset + len) as usize).min(inode.data.len());
@@ -540,21 +642,21 @@ impl File for SimFile {
 
 impl Clock for SimDisk {
     fn monotonic_ns(&self) -> u64 {
-        self.0.lock().now_ns
+        self.lock().now_ns
     }
 
     fn unix_ms(&self) -> u64 {
-        1_700_000_000_000 + self.0.lock().now_ns / 1_000_000
+        1_700_000_000_000 + self.lock().now_ns / 1_000_000
     }
 
     fn threads(&self) -> bool {
-        self.0.lock().threads
+        self.lock().threads
     }
 }
 
 impl Entropy for SimDisk {
     fn fill(&self, bytes: &mut [u8]) {
-        let mut state = self.0.lock();
+        let mut state = self.lock();
         for byte in bytes {
             let mut rng = SimRng::new(state.entropy);
             *byte = rng.next_u64() as u8;

@@ -98,7 +98,7 @@ impl IndexEngine for SimEngine {
         if state.lock().damage == Some(Damage::Open) {
             return Err(Error::new(ErrorKind::Corrupt, format!("the index {} is damaged", dir.display())));
         }
-        Ok(Arc::new(SimIndex { disk: self.disk.clone(), state }))
+        Ok(Arc::new(SimIndex { disk: self.disk.clone(), dir: dir.to_owned(), state }))
     }
 
     fn destroy(&self, dir: &Path) -> Result<()> {
@@ -110,6 +110,7 @@ impl IndexEngine for SimEngine {
 #[derive(Debug)]
 struct SimIndex {
     disk: SimDisk,
+    dir: PathBuf,
     state: Arc<Mutex<State>>,
 }
 
@@ -136,7 +137,7 @@ impl Index for SimIndex {
     }
 
     fn flush(&self) -> Result<()> {
-        if let Err(err) = self.disk.step("flush index") {
+        if let Err(err) = self.disk.step(&self.dir, "flush index") {
             self.state.lock().refuses = REFUSES;
             return Err(Error::io("flush the index", err));
         }

@@ -1,13 +1,13 @@
 //! Group commit: one flush for all that is written, segment changes, and telling the index what is durable.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
 };
 
 use super::{
     core::{Active, Applied, ApplyOp, Core, Group, Log, live_bytes},
-    entry::{Entry, SegmentRow, checkpoint_key, entry_key, quarantine_key, segment_key},
+    entry::{Entry, SegmentRow, checkpoint_key, entry_key, id_of_segment, quarantine_key, segment_key},
     format::{
         Kind, RECORDS_START, RecordHeader, SEAL_PAYLOAD_BYTES, SegmentHeader, SummaryBuilder, crc32, record_bytes,
     },
@@ -22,6 +22,9 @@ use crate::{
     index::Change,
     sync::MutexGuard,
 };
+
+/// Durable writes that wait for the index before a writer tells it of them.
+const READY_MIN: usize = 1024;
 
 /// A record that survived where it lay, and must be copied to be trusted.
 #[derive(Clone, Debug)]
@@ -100,7 +103,7 @@ impl Core {
             return;
         };
         let (file, target) = (active.file.clone(), active.prefix);
-        log.flushing = true;
+        log.begin_flush(self.env.clock.monotonic_ns());
         drop(log);
         complete(done);
         let flushed = file.sync();
@@ -151,7 +154,7 @@ impl Core {
 
     /// Seals the active segment, or cuts it where a write failed, and opens the next one. All that it held is durable then.
     pub(super) fn roll<'a>(&'a self, mut log: MutexGuard<'a, Log>) -> Result<MutexGuard<'a, Log>> {
-        log.rolling = true;
+        log.begin_roll(self.env.clock.monotonic_ns());
         let (mut log, rolled) = self.roll_exclusively(log);
         log.rolling = false;
         self.changed.notify_all();
@@ -176,6 +179,10 @@ impl Core {
 
     fn roll_exclusively<'a>(&'a self, mut log: MutexGuard<'a, Log>) -> (MutexGuard<'a, Log>, Result<()>) {
         while log.flushing || log.active.as_ref().is_some_and(|active| !active.in_flight.is_empty()) {
+            if let Some(err) = &log.fenced {
+                let err = err.clone();
+                return (log, Err(err));
+            }
             log = self.changed.wait(log);
         }
         if let Some(active) = &mut log.active {
@@ -315,7 +322,7 @@ impl Core {
             head,
             prefix: head,
             durable: head,
-            in_flight: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
             summary: SummaryBuilder::new(0, head),
             records: 0,
             marked: head,
@@ -369,7 +376,7 @@ impl Core {
             head: end,
             prefix: end,
             durable: end,
-            in_flight: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
             summary: SummaryBuilder::new(offset, end),
             records: survivors.len() as u64,
             marked: end,
@@ -382,9 +389,15 @@ impl Core {
     /// fails too, fences the store (STORE 2).
     fn evacuate<'a>(&'a self, mut log: MutexGuard<'a, Log>, cause: std::io::Error) -> MutexGuard<'a, Log> {
         let was_rolling = log.rolling;
-        log.rolling = true;
-        while log.active.as_ref().is_some_and(|active| !active.in_flight.is_empty()) {
+        if !was_rolling {
+            log.begin_roll(self.env.clock.monotonic_ns());
+        }
+        while log.fenced.is_none() && log.active.as_ref().is_some_and(|active| !active.in_flight.is_empty()) {
             log = self.changed.wait(log);
+        }
+        if log.fenced.is_some() {
+            log.rolling = was_rolling;
+            return log;
         }
         tracing::error!(store = %self.dir.display(), %cause, "a flush of the log failed; copying what it should have made durable");
         let acknowledged = log.advance_written();
@@ -393,6 +406,7 @@ impl Core {
         log.next_id += 1;
         let groups: Vec<Group> = log.queue.drain(..).collect();
         log.written = 0;
+        log.evacuating = groups.iter().map(|group| group.completion.clone()).collect();
         drop(log);
         complete(acknowledged);
         let copied = self
@@ -404,6 +418,7 @@ impl Core {
             tracing::warn!(segment = old.segment.id, %err, "a segment could not be cut at its end; the next open does it");
         }
         let mut log = self.log.lock();
+        log.evacuating.clear();
         self.env.unflushed.fetch_sub(old.end() - old.durable, Ordering::Relaxed);
         match copied {
             Ok(((active, header, places), counts)) => {
@@ -469,7 +484,7 @@ impl Core {
         Ok((survivors, counts))
     }
 
-    fn fence_with(&self, log: &mut Log, err: Error, groups: Vec<Group>) {
+    pub(super) fn fence_with(&self, log: &mut Log, err: Error, groups: Vec<Group>) {
         tracing::error!(store = %self.dir.display(), %err, "the store is fenced");
         log.fenced = Some(err);
         // Their pending writes stay: Get and Has of those keys say `Unavailable`.
@@ -480,33 +495,12 @@ impl Core {
         log.written = log.queue.len();
     }
 
-    /// A flush has not returned in time: waiters get `Unavailable`, the store takes no more writes (STORE 14).
-    pub(super) fn fence_stuck(&self) {
-        let mut log = self.log.lock();
-        if log.fenced.is_none() {
-            let groups: Vec<Group> = log.queue.drain(..).collect();
-            let err = Error::new(
-                ErrorKind::Unavailable,
-                format!(
-                    "the disk under {} has not finished a flush in {} s; outcome unknown for {}: look at the disk or pool, then open the \
-                     store again",
-                    self.dir.display(),
-                    self.options.flush_deadline.as_secs(),
-                    names(&groups)
-                ),
-            );
-            self.fence_with(&mut log, err, groups);
-        }
-        let done = log.pop_durable();
-        drop(log);
-        self.changed.notify_all();
-        complete(done);
-    }
-
     /// Tells the index what is durable, if no one else does at the moment and there is much.
     pub(super) fn apply_ready_if_idle(&self) {
-        if self.log.lock().ready.len() >= 1024 {
-            self.apply_ready();
+        if self.log.lock().ready.len() >= READY_MIN
+            && let Some(applied) = self.applying.try_lock()
+        {
+            self.apply_ready_to(applied);
         }
     }
 
@@ -515,9 +509,9 @@ impl Core {
         self.apply_ready_to(self.applying.lock());
     }
 
-    fn apply_ready_to(&self, mut applied: MutexGuard<'_, Applied>) {
+    pub(super) fn apply_ready_to(&self, mut applied: MutexGuard<'_, Applied>) {
         loop {
-            let groups: Vec<Group> = self.log.lock().ready.drain(..).collect();
+            let groups = self.log.lock().take_ready();
             let Some(last) = groups.last() else { break };
             let position = Location::new(last.segment, last.end);
             let mut checkpoint = applied.checkpoint;
@@ -570,7 +564,10 @@ impl Core {
             checkpoint.store_id = self.store_id;
             checkpoint.next_sequence = self.env.sequence.load(Ordering::Acquire);
             changes.push((checkpoint_key(), Some(checkpoint.encode())));
-            if let Err(err) = self.index().and_then(|index| index.write(&changes)) {
+            let answered = self.watch_index();
+            let told = self.index().and_then(|index| index.write(&changes));
+            drop(answered);
+            if let Err(err) = told {
                 tracing::error!(store = %self.dir.display(), %err, "the index refused a write; it is tried again");
                 applied.error = Some(err);
                 self.rows.lock().dirty.extend(written);
@@ -586,6 +583,14 @@ impl Core {
                 self.forget_pending(op);
             }
         }
+        self.let_go_of_index(applied);
+    }
+
+    /// Lets go of the index, and tells writers that wait for it. Under the log's lock, so that none of them begins to wait in between.
+    fn let_go_of_index(&self, applied: MutexGuard<'_, Applied>) {
+        drop(applied);
+        drop(self.log.lock());
+        self.changed.notify_all();
     }
 
     fn put_back(&self, groups: Vec<Group>) {
@@ -593,6 +598,7 @@ impl Core {
         for group in groups.into_iter().rev() {
             log.ready.push_front(group);
         }
+        log.lag.store(log.ready.len(), Ordering::Relaxed);
     }
 
     /// Adds to `changes` what the index is to hear of segments: those that wait for it, and these changes. Returns which they are.
@@ -622,12 +628,22 @@ impl Core {
     pub(super) fn flush_index(&self) -> Result<Location> {
         self.apply_ready();
         let mut applied = self.applying.lock();
+        let flushed = self.flush_index_of(&mut applied);
+        self.let_go_of_index(applied);
+        flushed
+    }
+
+    fn flush_index_of(&self, applied: &mut Applied) -> Result<Location> {
         if let Some(err) = &applied.error {
             return Err(err.clone());
         }
+        let _answered = self.watch_index();
         let rows = self.dirty_rows();
-        if !rows.is_empty() {
-            self.index()?.write(&rows)?;
+        if !rows.is_empty()
+            && let Err(err) = self.index().and_then(|index| index.write(&rows))
+        {
+            self.rows.lock().dirty.extend(rows.iter().filter_map(|(key, _)| id_of_segment(key)));
+            return Err(err);
         }
         if applied.flushed != applied.checkpoint.position || !rows.is_empty() {
             self.index()?.flush()?;
@@ -687,7 +703,13 @@ impl Log {
             self.written = self.written.saturating_sub(1);
             self.ready.push_back(group);
         }
+        self.lag.store(self.ready.len(), Ordering::Relaxed);
         done
+    }
+
+    fn take_ready(&mut self) -> Vec<Group> {
+        self.lag.store(0, Ordering::Relaxed);
+        self.ready.drain(..).collect()
     }
 
     /// [`Log::next_leader`], if someone asked for a flush when there was nothing that could be flushed, and nobody is at it now.
@@ -710,14 +732,14 @@ impl Log {
     }
 }
 
-fn complete(done: Vec<impl Into<Outcome>>) {
+pub(super) fn complete(done: Vec<impl Into<Outcome>>) {
     for one in done {
         let Outcome(completion, outcome) = one.into();
         completion.complete(outcome);
     }
 }
 
-struct Outcome(Arc<Completion>, Result<()>);
+pub(super) struct Outcome(Arc<Completion>, Result<()>);
 
 impl From<(Arc<Completion>, Result<()>)> for Outcome {
     fn from((completion, outcome): (Arc<Completion>, Result<()>)) -> Outcome {
@@ -748,7 +770,7 @@ fn put_record(
 }
 
 /// The keys of some writes, for an error.
-fn names(groups: &[Group]) -> String {
+pub(super) fn names(groups: &[Group]) -> String {
     let ops: Vec<&ApplyOp> = groups.iter().flat_map(|group| &group.ops).collect();
     let mut text = format!("{} writes", ops.len());
     for op in ops.iter().take(8) {

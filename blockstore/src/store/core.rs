@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -25,6 +25,7 @@ use super::{
     scrub::ScrubCell,
     segment::{Segment, SegmentFiles},
     ticket::Completion,
+    watch::Watched,
 };
 use crate::{
     buffer::Buffer,
@@ -80,6 +81,9 @@ pub(crate) struct Core {
     pub(super) space: Mutex<Space>,
     pub(super) last_reclaim_ns: AtomicU64,
     pub(super) scrub: ScrubCell,
+    pub(super) watched: Watched,
+    /// Durable writes of which the index has not heard.
+    pub(super) lag: Arc<AtomicUsize>,
 }
 
 /// What background work has been asked for.
@@ -145,18 +149,24 @@ pub(super) struct Log {
     /// What the next segment says of the one before.
     pub(super) previous: (u64, u64),
     pub(super) next_id: u64,
-    /// Someone changes segments; reservations wait.
+    /// Someone changes segments; reservations wait. Since when, by the monotonic clock, for the watch.
     pub(super) rolling: bool,
-    /// Someone flushes.
+    pub(super) rolling_since_ns: u64,
+    /// Someone flushes. Since when, for the watch.
     pub(super) flushing: bool,
+    pub(super) flushing_since_ns: u64,
     /// Someone waits for a flush that could not begin when it was asked for.
     pub(super) wanted: bool,
     /// Writes that are not durable yet, in the order of the log; all of the active segment.
     pub(super) queue: VecDeque<Group>,
     /// How many at the front of the queue are written without a gap below them.
     pub(super) written: usize,
+    /// Who waits for writes that are being copied after a failed flush; the queue has none of them meanwhile.
+    pub(super) evacuating: Vec<Arc<Completion>>,
     /// Durable writes of which the index has not heard, in order.
     pub(super) ready: VecDeque<Group>,
+    /// How many, for whoever has no lock.
+    pub(super) lag: Arc<AtomicUsize>,
     pub(super) fenced: Option<Error>,
     pub(super) last_append_ns: u64,
     pub(super) oldest_unflushed_ns: u64,
@@ -178,8 +188,8 @@ pub(super) struct Active {
     pub(super) prefix: u64,
     /// Everything below is durable: the mark.
     pub(super) durable: u64,
-    /// Starts of the reservations that are being written.
-    pub(super) in_flight: std::collections::BTreeSet<u64>,
+    /// Starts of the reservations that are being written, and since when.
+    pub(super) in_flight: BTreeMap<u64, u64>,
     pub(super) summary: SummaryBuilder,
     pub(super) records: u64,
     /// End of the last summary: everything below is told by one.
@@ -291,6 +301,7 @@ impl Core {
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
             hasher: Keyed::new(env),
             segments: RwLock::new(segments),
+            lag: log.lag.clone(),
             log: Mutex::new(log),
             changed: Condvar::default(),
             rows: Mutex::new(Rows { rows, ..Rows::default() }),
@@ -309,6 +320,7 @@ impl Core {
             space: Mutex::default(),
             last_reclaim_ns: AtomicU64::new(0),
             scrub: ScrubCell::default(),
+            watched: Watched::default(),
         }
     }
 
@@ -404,6 +416,7 @@ impl Core {
     /// A key as a reader sees it. Blocks of a fenced store that may not be durable are `Unavailable`, never present (STORE 2).
     pub(super) fn resolve(&self, key: &[u8]) -> Result<Option<Live>> {
         self.check_open()?;
+        self.check_answers()?;
         {
             let stripe = self.stripe(self.stripe_of(key));
             if let Some(pending) = stripe.get(key) {

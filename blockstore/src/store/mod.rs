@@ -37,6 +37,7 @@ mod scrub;
 mod scrub_tests;
 mod segment;
 mod ticket;
+mod watch;
 mod write;
 
 use self::core::Core;
@@ -361,19 +362,31 @@ impl Store {
         self.core.log.lock().fenced.clone()
     }
 
+    /// Looks whether the disk has kept a call for longer than `flush_deadline`, and fences the store then (STORE 14): everyone who waits is told, reads are
+    /// refused until it answers. Never waits for the disk; for a thread of the host that does nothing else, every second or so.
+    pub fn watch(&self) {
+        self.core.watch();
+    }
+
+    /// Whether a write would wait at this moment, before it has a ticket: for the disk, or for the index. For callers that must not be held.
+    pub fn writes_wait(&self) -> bool {
+        self.core.writes_wait()
+    }
+
     /// One round of the background work: what is due by the clock. Threads do it where the clock has any; a simulation calls it.
     pub fn step(&self) {
         self.core.step();
     }
 
-    /// Syncs, writes a mark, flushes the index and closes. Later calls are `Closed`.
+    /// Syncs, writes a mark, flushes the index and closes. Later calls are `Closed`. Where the disk does not answer it waits for ever: the host has a deadline.
     pub fn close(&self) -> Result<()> {
         let outcome = self.core.close();
         self.let_go();
         outcome
     }
 
-    /// Ends the background thread and lets go of the index, so that the folder can be opened again.
+    /// Ends the background thread and lets go of the index, so that the folder can be opened again. Waits for a call
+    /// that the disk does not answer.
     fn let_go(&self) {
         self.core.set_closed();
         if let Some(thread) = self.thread.lock().take()

@@ -9,7 +9,7 @@ use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
 use super::{
     core::{ApplyOp, Core, Key, Live, Pending, PendingValue, hex, live_bytes},
     entry::{Entry, QuarantineRow, entry_key, key_of_quarantine, quarantine_key},
-    format::{FLAG_MOVED, Kind, QuarantineMark, Rot, crc32},
+    format::{FLAG_MOVED, Kind, QUARANTINE_PAYLOAD_BYTES, QuarantineMark, Rot, crc32, record_bytes},
     location::Location,
     ticket::{Completion, Ticket},
     write::NewRecord,
@@ -53,74 +53,80 @@ impl Core {
 
     fn record_quarantine(self: &Arc<Self>, key: &[u8], location: Location, rot: Rot) -> Result<()> {
         const TRIES: usize = 8;
+        let bytes = record_bytes(key.len(), QUARANTINE_PAYLOAD_BYTES);
         for _ in 0..TRIES {
-            let mut stripe = self.stripe(self.stripe_of(key));
-            if stripe.contains_key(key) {
-                match self.newest(&stripe, key)? {
-                    Some((live, _)) if live.location() == location && !live.quarantined => {}
-                    _ => return Ok(()),
-                }
-                drop(stripe);
-                // The index has not heard of the record, so its sequence number is not known here.
-                self.submit_sync()?.wait()?;
-                self.apply_ready();
-                continue;
-            }
-            let Some(entry) = self.entry(key)?.filter(|entry| entry.location == location && !entry.quarantined) else {
-                return Ok(());
-            };
-            let mark = QuarantineMark {
-                sequence: entry.sequence,
-                offset: location.offset(),
-                found_unix_ms: self.env.clock.unix_ms(),
-                size: entry.size,
-                rot,
-            };
-            let payload = mark.encode();
-            let records = [quarantine_record(key, &payload, location, entry.expires_unix_ms, None)];
-            let completion = Completion::new(true);
-            let reservation = self.reserve(&records, None, completion.clone(), |_, _| {
-                // The key stays at its place: what is pending is the flag.
-                let place = Arc::new(AtomicU64::new(location.word()));
-                let operation = self.next_operation();
-                let value = PendingValue {
-                    size: entry.size,
-                    expires_unix_ms: entry.expires_unix_ms,
-                    inline: None,
-                    quarantined: true,
-                };
-                let key = Key::from_slice(key);
-                stripe.entry(key.clone()).or_default().push(Pending {
-                    operation,
-                    completion: completion.clone(),
-                    place: place.clone(),
-                    value: Some(value.clone()),
-                });
-                self.quarantined.fetch_add(1, Ordering::Relaxed);
-                vec![ApplyOp {
-                    operation,
-                    key,
-                    sequence: entry.sequence,
-                    place: place.clone(),
-                    value: Some(value),
-                    previous: Some((place, entry.size)),
-                    moved: true,
-                    heals: false,
-                    quarantine: Some(mark.row()),
-                }]
-            })?;
-            drop(stripe);
-            let written =
-                self.write_reserved(&records, reservation).and_then(|()| Ticket::log(completion, self).wait());
-            match written {
-                Err(err) if err.is_superseded() => {}
-                outcome => {
+            match self.with_room(bytes, || self.try_quarantine(key, location, rot))? {
+                Tried::Nothing => return Ok(()),
+                Tried::Unheard => {
+                    self.submit_sync()?.wait()?;
                     self.apply_ready();
-                    return outcome;
                 }
+                Tried::Written(completion) => match Ticket::log(completion, self).wait() {
+                    Err(err) if err.is_superseded() => {}
+                    outcome => {
+                        self.apply_ready();
+                        return outcome;
+                    }
+                },
             }
         }
         Err(Error::new(ErrorKind::Unavailable, "other writes of the same key failed or came again and again"))
+    }
+
+    fn try_quarantine(&self, key: &[u8], location: Location, rot: Rot) -> Result<Tried> {
+        let mut stripe = self.stripe(self.stripe_of(key));
+        if stripe.contains_key(key) {
+            return Ok(match self.newest(&stripe, key)? {
+                Some((live, _)) if live.location() == location && !live.quarantined => Tried::Unheard,
+                _ => Tried::Nothing,
+            });
+        }
+        let Some(entry) = self.entry(key)?.filter(|entry| entry.location == location && !entry.quarantined) else {
+            return Ok(Tried::Nothing);
+        };
+        let mark = QuarantineMark {
+            sequence: entry.sequence,
+            offset: location.offset(),
+            found_unix_ms: self.env.clock.unix_ms(),
+            size: entry.size,
+            rot,
+        };
+        let payload = mark.encode();
+        let records = [quarantine_record(key, &payload, location, entry.expires_unix_ms, None)];
+        let completion = Completion::new(true);
+        let reservation = self.reserve(&records, None, completion.clone(), |_, _| {
+            // The key stays at its place: what is pending is the flag.
+            let place = Arc::new(AtomicU64::new(location.word()));
+            let operation = self.next_operation();
+            let value = PendingValue {
+                size: entry.size,
+                expires_unix_ms: entry.expires_unix_ms,
+                inline: None,
+                quarantined: true,
+            };
+            let key = Key::from_slice(key);
+            stripe.entry(key.clone()).or_default().push(Pending {
+                operation,
+                completion: completion.clone(),
+                place: place.clone(),
+                value: Some(value.clone()),
+            });
+            self.quarantined.fetch_add(1, Ordering::Relaxed);
+            vec![ApplyOp {
+                operation,
+                key,
+                sequence: entry.sequence,
+                place: place.clone(),
+                value: Some(value),
+                previous: Some((place, entry.size)),
+                moved: true,
+                heals: false,
+                quarantine: Some(mark.row()),
+            }]
+        })?;
+        drop(stripe);
+        self.write_reserved(&records, reservation)?;
+        Ok(Tried::Written(completion))
     }
 
     fn flag_in_index(&self, key: &[u8], location: Location, rot: Rot) -> Result<()> {
@@ -141,6 +147,11 @@ impl Core {
 
     /// Writes the quarantine of a key once more, for reclaim that frees the segment which tells it; nothing where it has ended.
     pub(super) fn carry_quarantine(&self, key: &[u8], sequence: u64) -> Result<()> {
+        let bytes = record_bytes(key.len(), QUARANTINE_PAYLOAD_BYTES);
+        self.with_room(bytes, || self.try_carry_quarantine(key, sequence))
+    }
+
+    fn try_carry_quarantine(&self, key: &[u8], sequence: u64) -> Result<()> {
         let stripe = self.stripe(self.stripe_of(key));
         if self.newest(&stripe, key)?.is_none_or(|(live, _)| !live.quarantined) {
             return Ok(());
@@ -320,10 +331,19 @@ impl Core {
 
     /// Writes a value for a key whose newest record is still at `from`, as a put would; durable on return. `false`: it is elsewhere by now.
     pub(super) fn rewrite(self: &Arc<Self>, key: &[u8], from: Location, value: &[u8]) -> Result<bool> {
-        self.check_space(live_bytes(key, value.len() as u32))?;
+        let bytes = live_bytes(key, value.len() as u32);
+        self.check_space(bytes)?;
+        let Some(written) = self.with_room(bytes, || self.try_rewrite(key, from, value))? else { return Ok(false) };
+        Ticket::log(written, self).wait()?;
+        tracing::info!(key = %self.name(key), "healed: its bytes stand in a new place");
+        Ok(true)
+    }
+
+    fn try_rewrite(&self, key: &[u8], from: Location, value: &[u8]) -> Result<Option<Arc<Completion>>> {
+        let failures = self.settled_failures();
         let mut stripe = self.stripe(self.stripe_of(key));
         let Some((live, _)) = self.newest(&stripe, key)?.filter(|(live, _)| live.location() == from) else {
-            return Ok(false);
+            return Ok(None);
         };
         let records = [NewRecord {
             kind: Kind::Put,
@@ -336,7 +356,7 @@ impl Core {
             expires_unix_ms: live.expires_unix_ms,
         }];
         let completion = Completion::new(true);
-        let reservation = self.reserve(&records, None, completion.clone(), |places, segment| {
+        let reservation = self.reserve(&records, Some(failures), completion.clone(), |places, segment| {
             let (offset, sequence) = places[0];
             let place = Arc::new(AtomicU64::new(Location::new(segment, offset).word()));
             let operation = self.next_operation();
@@ -369,9 +389,7 @@ impl Core {
         })?;
         drop(stripe);
         self.write_reserved(&records, reservation)?;
-        Ticket::log(completion, self).wait()?;
-        tracing::info!(key = %self.name(key), "healed: its bytes stand in a new place");
-        Ok(true)
+        Ok(Some(completion))
     }
 
     /// A write replaces or removes a key that was quarantined.
@@ -380,6 +398,15 @@ impl Core {
             self.quarantined.fetch_sub(1, Ordering::Relaxed);
         }
     }
+}
+
+/// What came of an attempt to write a quarantine.
+enum Tried {
+    /// The key is no longer there, or no longer so.
+    Nothing,
+    /// The index has not heard of the record, so its sequence number is not known here.
+    Unheard,
+    Written(Arc<Completion>),
 }
 
 impl QuarantineMark {

@@ -211,6 +211,16 @@ impl Ticket {
 
     /// Waits for what the durability class promises; the caller may lead the flush itself. In process callers use this.
     pub fn wait(self) -> Result<()> {
+        self.wait_as(Flush::Leads)
+    }
+
+    /// [`Ticket::wait`] for a thread that others wait for: the stores' own threads flush, so this returns at the deadline even where a disk never does
+    /// (STORE 14).
+    pub fn wait_behind(self) -> Result<()> {
+        self.wait_as(Flush::Asks)
+    }
+
+    fn wait_as(self, flush: Flush) -> Result<()> {
         match self.0 {
             Inner::Ready(outcome) => outcome,
             Inner::Pending(completion) => {
@@ -221,7 +231,7 @@ impl Ticket {
                     }
                 }
             }
-            Inner::Log(completion, core) => wait_on_log(&completion, &core),
+            Inner::Log(completion, core) => wait_on_log(&completion, &core, flush),
             Inner::All(tickets) => {
                 // Every log is asked to flush before the first is waited for, so that they flush side by side.
                 for ticket in &tickets {
@@ -234,7 +244,7 @@ impl Ticket {
                 }
                 let mut first = Ok(());
                 for ticket in tickets {
-                    let outcome = ticket.wait();
+                    let outcome = ticket.wait_as(flush);
                     if first.is_ok() {
                         first = outcome;
                     }
@@ -295,7 +305,16 @@ impl AllOf {
     }
 }
 
-fn wait_on_log(completion: &Arc<Completion>, core: &Weak<Core>) -> Result<()> {
+/// What a thread does for the flush that it waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flush {
+    /// Flushes itself, where nobody is at it.
+    Leads,
+    /// Asks the store's own thread.
+    Asks,
+}
+
+fn wait_on_log(completion: &Arc<Completion>, core: &Weak<Core>, flush: Flush) -> Result<()> {
     completion.register();
     let Some(core) = core.upgrade() else {
         return completion.outcome().unwrap_or_else(|| {
@@ -311,13 +330,20 @@ fn wait_on_log(completion: &Arc<Completion>, core: &Weak<Core>) -> Result<()> {
             return outcome;
         }
         if completion.durable {
-            core.lead_flush();
+            match flush {
+                Flush::Leads => core.lead_flush(),
+                Flush::Asks => core.kick_flush(),
+            }
         }
         if let Some(outcome) = completion.wait_for(Duration::from_millis(500)) {
             return outcome;
         }
         if core.clock().monotonic_ns() > deadline_ns {
-            core.fence_stuck();
+            core.fence_stuck("the log");
+            if let Some(err) = core.log.lock().fenced.clone() {
+                completion.set_lost();
+                completion.complete(Err(err));
+            }
         }
     }
 }

@@ -26,6 +26,8 @@ const SUMMARY_RECORDS: u64 = 1024;
 const SUMMARY_BYTES: usize = 64 << 10;
 /// A write that need not be atomic is reserved in pieces of about this size, in bytes.
 const PIECE_BYTES: u64 = 8 << 20;
+/// Durable writes of which the index has not heard: beyond so many writers wait.
+const READY_MAX: usize = 16 << 10;
 /// The free space of the disk is looked at again after so many bytes.
 const SPACE_TRUST_BYTES: u64 = 16 << 20;
 
@@ -81,6 +83,7 @@ impl Core {
         let reduced = last_of_each_key(ops);
         let ops = reduced.as_deref().unwrap_or(ops);
         self.await_budget();
+        self.await_index()?;
         let mut tickets = Vec::new();
         let mut rest = ops;
         while !rest.is_empty() {
@@ -113,18 +116,29 @@ impl Core {
         tickets: &mut Vec<Arc<Completion>>,
     ) -> Result<()> {
         let others = tickets.len();
-        loop {
+        // Outside the locks: it may be megabytes.
+        let crcs: Vec<u32> = ops.iter().map(|op| crc32(op.parts().1)).collect();
+        let bytes = ops.iter().map(|op| op.parts()).map(|(key, value)| record_bytes(key.len(), value.len())).sum();
+        self.with_room(bytes, || {
+            tickets.truncate(others);
             let failures = self.settled_failures();
-            match self.try_piece(ops, atomic, durable, failures, tickets) {
-                // What was decided on is being taken back.
-                Err(err) if err.is_superseded() => tickets.truncate(others),
-                outcome => return outcome,
+            self.try_piece(ops, &crcs, atomic, durable, failures, tickets)
+        })
+    }
+
+    /// Does what reserves `bytes` in the log at most, and once more where it was superseded, with room made before: whoever reserves holds stripes, under which
+    /// nobody waits for the disk.
+    pub(super) fn with_room<T>(&self, bytes: u64, mut reserve: impl FnMut() -> Result<T>) -> Result<T> {
+        loop {
+            match reserve() {
+                Err(err) if err.is_superseded() => drop(self.log_with_room(bytes)?),
+                other => return other,
             }
         }
     }
 
     /// How many writes have failed so far, none of which is pending any more.
-    fn settled_failures(&self) -> u64 {
+    pub(super) fn settled_failures(&self) -> u64 {
         loop {
             let failures = self.failures.load(Ordering::SeqCst);
             if self.retracting.load(Ordering::SeqCst) == 0 {
@@ -141,13 +155,12 @@ impl Core {
     fn try_piece(
         &self,
         ops: &[Op<'_>],
+        crcs: &[u32],
         atomic: bool,
         durable: bool,
         failures: u64,
         tickets: &mut Vec<Arc<Completion>>,
     ) -> Result<()> {
-        // Outside the locks: it may be megabytes.
-        let crcs: Vec<u32> = ops.iter().map(|op| crc32(op.parts().1)).collect();
         let mut at: Vec<usize> = ops.iter().map(|op| self.stripe_of(op.parts().0)).collect();
         let of_op = at.clone();
         at.sort_unstable();
@@ -378,7 +391,7 @@ impl Core {
         while self.env.unflushed.load(Ordering::Relaxed) > self.options.unflushed_bytes_max {
             self.lead_flush();
             let log = self.log.lock();
-            if !log.flushing && !log.rolling {
+            if (!log.flushing && !log.rolling) || log.fenced.is_some() {
                 // This store has given what it can; the rest is another's, whose own flush is due.
                 return;
             }
@@ -386,8 +399,40 @@ impl Core {
         }
     }
 
-    /// Takes the next place in the log for `records`, and lets `placed` make their pending writes while the order is held. Superseded where a
-    /// write has failed since there had been so many `failures`.
+    /// Waits while the index is far behind the log, as when it is being flushed to a slow disk: what it has not heard of is in memory.
+    fn await_index(&self) -> Result<()> {
+        while self.index_lags() {
+            if let Some(applied) = self.applying.try_lock() {
+                self.apply_ready_to(applied);
+                if let Some(err) = self.applying.try_lock().and_then(|applied| applied.error.clone()) {
+                    return Err(err);
+                }
+                continue;
+            }
+            let log = self.log.lock();
+            if let Some(err) = &log.fenced {
+                return Err(err.clone());
+            }
+            // Under the lock, which whoever has the index takes after letting go of it.
+            if self.applying.try_lock().is_none() {
+                drop(self.changed.wait(log));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the index is so far behind the log that writers wait for it.
+    fn index_lags(&self) -> bool {
+        self.lag.load(Ordering::Relaxed) > READY_MAX
+    }
+
+    /// Whether a write would wait at this moment, before it has a ticket.
+    pub(super) fn writes_wait(&self) -> bool {
+        self.index_lags() || self.env.unflushed.load(Ordering::Relaxed) > self.options.unflushed_bytes_max
+    }
+
+    /// Takes the next place in the log for `records`, and lets `placed` make their pending writes while the order is held. Never waits. Superseded where
+    /// the log has no room at this moment, or a write has failed since there had been so many `failures`: see [`Core::with_room`].
     pub(super) fn reserve(
         &self,
         records: &[NewRecord<'_>],
@@ -396,7 +441,14 @@ impl Core {
         placed: impl FnOnce(&[(u64, u64)], u64) -> Vec<ApplyOp>,
     ) -> Result<Reservation> {
         let bytes: u64 = records.iter().map(|record| record_bytes(record.key.len(), record.payload.len())).sum();
-        let mut log = self.log_with_room(bytes)?;
+        self.check_open()?;
+        let mut log = self.log.lock();
+        if let Some(err) = &log.fenced {
+            return Err(err.clone());
+        }
+        if !self.has_room(&log, bytes) {
+            return Err(Error::superseded("the log had no room for it at this moment"));
+        }
         if failures.is_some_and(|failures| failures != self.failures.load(Ordering::SeqCst)) {
             return Err(Error::superseded("a write before this one failed"));
         }
@@ -421,7 +473,7 @@ impl Core {
         }
         active.records += records.len() as u64;
         active.head = offset;
-        active.in_flight.insert(start);
+        active.in_flight.insert(start, now);
         self.env.unflushed.fetch_add(offset - start, Ordering::Relaxed);
         if log_ref.queue.is_empty() {
             log_ref.oldest_unflushed_ns = now;
@@ -446,7 +498,7 @@ impl Core {
         })
     }
 
-    /// Locks the log with an active segment that has room for `bytes`.
+    /// Locks the log with an active segment that has room for `bytes`; may wait for the disk, so never under a stripe.
     pub(super) fn log_with_room(&self, bytes: u64) -> Result<MutexGuard<'_, Log>> {
         let mut log = self.log.lock();
         loop {
@@ -462,16 +514,20 @@ impl Core {
                 log = self.remove_clean_file(log)?;
                 continue;
             }
-            if let Some(active) = &log.active {
-                let room_for_end = record_bytes(0, active.summary.payload_bytes() + 1024) + seal_bytes();
-                let limit = self.options.segment_bytes.min(SEGMENT_BYTES_MAX / 2);
-                let fresh = active.records == 0;
-                if active.broken.is_none() && (fresh || active.head + bytes + room_for_end <= limit) {
-                    return Ok(log);
-                }
+            if self.has_room(&log, bytes) {
+                return Ok(log);
             }
             log = self.roll(log)?;
         }
+    }
+
+    /// Whether the active segment takes `bytes` now.
+    fn has_room(&self, log: &Log, bytes: u64) -> bool {
+        let Some(active) = log.active.as_ref().filter(|_| !log.rolling && !log.clean_file) else { return false };
+        let room_for_end = record_bytes(0, active.summary.payload_bytes() + 1024) + seal_bytes();
+        let limit = self.options.segment_bytes.min(SEGMENT_BYTES_MAX / 2);
+        let fresh = active.records == 0;
+        active.broken.is_none() && (fresh || active.head + bytes + room_for_end <= limit)
     }
 
     fn no_segment(&self) -> Error {
@@ -561,7 +617,7 @@ impl Core {
         self.failures.fetch_add(1, Ordering::SeqCst);
         self.retracting.fetch_add(1, Ordering::SeqCst);
         drop(log);
-        // Before the stripes are asked for: who holds one may wait for room in the log.
+        // Before the stripes are asked for, that nobody waits longer than need be.
         self.changed.notify_all();
         for group in failed.iter().rev() {
             self.retract(&group.ops);
@@ -597,12 +653,6 @@ impl Core {
         from: Location,
         victim: u64,
     ) -> Result<bool> {
-        let at = self.stripe_of(key);
-        let mut stripe = self.stripe(at);
-        let Some((live, _)) = self.newest(&stripe, key)? else { return Ok(false) };
-        if live.location() != from || live.quarantined {
-            return Ok(false);
-        }
         let record = NewRecord {
             kind: Kind::Put,
             flags: FLAG_MOVED,
@@ -614,11 +664,25 @@ impl Core {
             expires_unix_ms: header.expires_unix_ms,
         };
         let records = [record];
+        let bytes = record_bytes(key.len(), payload.len());
+        let Some(reservation) = self.with_room(bytes, || self.reserve_move(&records, from))? else { return Ok(false) };
+        self.write_reserved(&records, reservation)?;
+        Ok(true)
+    }
+
+    /// `None`: the key's newest record is elsewhere by now.
+    fn reserve_move(&self, records: &[NewRecord<'_>; 1], from: Location) -> Result<Option<Reservation>> {
+        let [record] = records;
+        let mut stripe = self.stripe(self.stripe_of(record.key));
+        let Some((live, _)) = self.newest(&stripe, record.key)? else { return Ok(None) };
+        if live.location() != from || live.quarantined {
+            return Ok(None);
+        }
         let completion = Completion::new(false);
-        let reservation = self.reserve(&records, None, completion.clone(), |places, segment| {
+        let reservation = self.reserve(records, None, completion.clone(), |places, segment| {
             let place = Arc::new(AtomicU64::new(Location::new(segment, places[0].0).word()));
             let operation = self.next_operation();
-            let key = Key::from_slice(key);
+            let key = Key::from_slice(record.key);
             let value = PendingValue {
                 size: live.size,
                 expires_unix_ms: live.expires_unix_ms,
@@ -634,7 +698,7 @@ impl Core {
             vec![ApplyOp {
                 operation,
                 key,
-                sequence: header.sequence,
+                sequence: places[0].1,
                 place,
                 value: Some(value),
                 previous: Some((live.place.clone(), live.size)),
@@ -643,9 +707,7 @@ impl Core {
                 quarantine: None,
             }]
         })?;
-        drop(stripe);
-        self.write_reserved(&records, reservation)?;
-        Ok(true)
+        Ok(Some(reservation))
     }
 
     /// Carries a tombstone over from a segment that is to be freed, because what it kills is still in the log.
@@ -660,8 +722,9 @@ impl Core {
             victim,
             expires_unix_ms: 0,
         }];
-        let completion = Completion::new(false);
-        let reservation = self.reserve(&records, None, completion, |_, _| Vec::new())?;
+        let reservation = self.with_room(record_bytes(key.len(), 0), || {
+            self.reserve(&records, None, Completion::new(false), |_, _| Vec::new())
+        })?;
         self.write_reserved(&records, reservation)
     }
 
@@ -677,7 +740,7 @@ impl Core {
             active.summary = SummaryBuilder::new(start, end);
             active.head = end;
             active.marked = end;
-            active.in_flight.insert(start);
+            active.in_flight.insert(start, self.env.clock.monotonic_ns());
             self.env.unflushed.fetch_add(end - start, Ordering::Relaxed);
             let completion = Completion::new(true);
             log_ref.queue.push_back(Group {
@@ -707,7 +770,7 @@ impl Log {
         let mut acknowledged = Vec::new();
         let Some(active) = &mut self.active else { return acknowledged };
         let limit = active.end();
-        active.prefix = active.in_flight.first().copied().unwrap_or(limit).min(limit);
+        active.prefix = active.in_flight.first_key_value().map_or(limit, |(start, _)| *start).min(limit);
         while let Some(group) = self.queue.get(self.written) {
             if group.end > active.prefix {
                 break;

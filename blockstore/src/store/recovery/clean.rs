@@ -77,7 +77,7 @@ impl Core {
         &'a self,
         mut log: MutexGuard<'a, Log>,
     ) -> Result<MutexGuard<'a, Log>> {
-        log.rolling = true;
+        log.begin_roll(self.env.clock.monotonic_ns());
         drop(log);
         let removed = match self.env.disk.remove(&self.dir.join(CLEAN_FILE)) {
             Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
