@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicU64},
 };
@@ -276,6 +277,98 @@ fn a_spent_segment_is_kept_for_recycling_unless_it_has_holes() {
         assert!(world.disk.contents(&world.segment(id)).is_none(), "segment {id} is not freed");
         assert!(!is_kept(id), "segment {id} has holes");
     }
+}
+
+#[test]
+fn a_rebuild_reads_headers_many_at_a_time_and_no_payloads() {
+    for (records, len) in [(200, 50_000), (4000, 300)] {
+        let mut world = World::new();
+        world.options.segment_bytes = 1 << 20;
+        let store = world.open();
+        (0..records).for_each(|number| put(&store, number, len));
+        store.close().unwrap();
+        world.lose_index();
+        let before = world.disk.reads();
+        let store = world.open();
+        let (reads, bytes) = (world.disk.reads().0 - before.0, world.disk.reads().1 - before.1);
+        assert_eq!(store.stats().count, u64::from(records));
+        let all = u64::from(records) * len as u64;
+        assert!(bytes < all * 7 / 10, "{bytes} bytes of {all} were read");
+        assert!(len < 10_000 || bytes < all / 10, "{bytes} bytes of {all} were read");
+        assert!(reads < u64::from(records) * 8 / 10, "{reads} reads for {records} records");
+    }
+}
+
+#[test]
+fn what_open_replays_is_bounded_however_long_the_log_is() {
+    let read_by_open = |records: u32| {
+        let mut world = World::new();
+        world.options.replay_records_max = 50;
+        let store = world.open();
+        for number in 0..records {
+            put(&store, number, 1000);
+            store.step();
+        }
+        drop(store);
+        world.power_cut(Loss::Everything);
+        let before = world.disk.reads().1;
+        let store = world.open();
+        assert_eq!(store.stats().count, u64::from(records));
+        world.disk.reads().1 - before
+    };
+    let (short, long) = (read_by_open(150), read_by_open(1500));
+    // A longer log has more segments, of each of which the header is read.
+    assert!(long < short + 200_000, "{short} bytes for 150 records, {long} for 1500");
+}
+
+#[test]
+fn each_life_has_an_incarnation_of_its_own_and_no_segment_id_comes_twice() {
+    let world = World::new();
+    let existing =
+        || -> BTreeSet<u64> { (1..200).filter(|id| world.disk.contents(&world.segment(*id)).is_some()).collect() };
+    let (mut incarnations, mut ever) = (BTreeSet::new(), BTreeSet::new());
+    for life in 0..6 {
+        let before = existing();
+        let store = world.open();
+        (0..80).for_each(|number| put(&store, number, 2000));
+        let mut of_life = BTreeSet::new();
+        for id in existing().difference(&before) {
+            let bytes = world.disk.contents(&world.segment(*id)).unwrap();
+            of_life.insert(format::SegmentHeader::decode(&bytes).unwrap().unwrap().incarnation);
+            assert!(ever.insert(*id), "segment id {id} comes twice");
+        }
+        assert_eq!(of_life.len(), 1, "life {life}");
+        assert!(incarnations.insert(*of_life.first().unwrap()), "life {life} has the incarnation of another");
+        // All of it goes, the segment with the highest id too, so that only memory or the log could know which ids were used.
+        (0..80).for_each(|number| delete(&store, number));
+        store.reclaim().unwrap();
+        ever.extend(existing());
+        if life % 2 == 0 {
+            store.close().unwrap();
+        } else {
+            drop(store);
+            world.power_cut(Loss::Process);
+        }
+    }
+}
+
+#[test]
+fn where_snapshots_are_not_known_reclaim_only_unlinks() {
+    #[derive(Debug)]
+    struct Unknown;
+    impl Ground for Unknown {
+        fn newest_snapshot_unix_ns(&self) -> Option<u64> {
+            None
+        }
+    }
+    let mut world = World::new();
+    world.ground = Arc::new(Unknown);
+    let store = world.open();
+    (0..20).for_each(|number| put(&store, number, 20_000));
+    (0..20).filter(|number| number % 2 == 0).for_each(|number| delete(&store, number));
+    assert_eq!(store.reclaim().unwrap(), 0);
+    (0..20).for_each(|number| delete(&store, number));
+    assert!(store.reclaim().unwrap() > 0);
 }
 
 #[test]

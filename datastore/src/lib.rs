@@ -7,12 +7,14 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
 pub use basalt_blockstore::{Buffer, Error, ErrorKind, FixedBuffer, Result, store::Ticket};
-use basalt_blockstore::{Durability, MULTIHASH_BYTES_MAX, Multihash, Options as StoreOptions, store::Env};
+use basalt_blockstore::{
+    Durability, MULTIHASH_BYTES_MAX, Multihash, Options as StoreOptions, store::Env, sync::MutexGuard,
+};
 use basalt_sharding::ShardSet;
 
 mod batch;
@@ -103,6 +105,8 @@ struct Stores {
     options: Options,
     is_read_only: bool,
     is_closed: AtomicBool,
+    /// Holds that are there or asked for.
+    holds: AtomicUsize,
 }
 
 impl Stores {
@@ -192,6 +196,7 @@ impl Datastore {
             options,
             is_read_only,
             is_closed: AtomicBool::new(false),
+            holds: AtomicUsize::new(0),
         });
         let orders = !is_read_only && durability != Durability::Strict && env.clock.threads();
         let later = if orders { Some(Later::start(stores.clone())?) } else { None };
@@ -474,7 +479,18 @@ impl Datastore {
 
     /// Whether a write may wait before it has a ticket, for the disk or for an index: then it is no call for a thread that others need.
     pub fn writes_wait(&self) -> bool {
-        self.stores.shards.writes_wait() || self.stores.keyspace.store().writes_wait()
+        self.stores.holds.load(Ordering::SeqCst) > 0
+            || self.stores.shards.writes_wait()
+            || self.stores.keyspace.store().writes_wait()
+    }
+
+    /// Holds block deletes and reclaim until what this returns is dropped; they wait, all else goes on. For a set of snapshots, each atomic for a part of the
+    /// node alone (STORE 22): taken of the keyspace first and of the shards after, no pin in the set lacks a block.
+    pub fn hold(&self) -> Result<Hold<'_>> {
+        self.stores.check_open()?;
+        self.stores.holds.fetch_add(1, Ordering::SeqCst);
+        let shards = self.stores.shards.hold();
+        Ok(Hold { stores: &self.stores, _shards: shards, _keyspace: self.keyspace().hold_reclaim() })
     }
 
     /// Cheap self-check: every store is open, unfenced and answers.
@@ -552,6 +568,21 @@ impl Drop for Datastore {
         if let Some(watch) = &self.watch {
             watch.stop();
         }
+    }
+}
+
+/// No block of a [`Datastore`] goes while this is there; see [`Datastore::hold`].
+#[derive(Debug)]
+#[must_use = "what is held goes on when this is dropped"]
+pub struct Hold<'a> {
+    stores: &'a Stores,
+    _shards: basalt_sharding::Hold<'a>,
+    _keyspace: MutexGuard<'a, ()>,
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.stores.holds.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -4,81 +4,21 @@
 #![cfg(not(feature = "shuttle"))]
 
 use std::{
-    path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64, mpsc},
+    path::Path,
+    sync::{Arc, mpsc},
     thread,
     time::Duration,
 };
 
 use basalt_blockstore::{
-    Durability, Multihash, Options as StoreOptions,
-    disk::sim::{Calls, Loss, SimDisk, SimRng},
-    ground::PlainGround,
-    index::sim::{IndexLoss, SimEngine},
-    store::Env,
+    Durability,
+    disk::sim::{Calls, Loss, SimRng},
+    index::sim::IndexLoss,
 };
-use basalt_datastore::{Datastore, ErrorKind, Key, Layout, Options, Result};
-use sha2::{Digest, Sha256};
+use basalt_datastore::{Datastore, ErrorKind, Key, Result};
 
-/// Longer than any of these tests needs where it does not hang.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-struct World {
-    disk: SimDisk,
-    index: SimEngine,
-    layout: Layout,
-    options: Options,
-}
-
-impl World {
-    fn new(durability: Durability) -> World {
-        let disk = SimDisk::new();
-        disk.set_threads(true);
-        let layout = Layout {
-            shards: (0..2).map(|id| (PathBuf::from(format!("/node/shard-{id}")), 1)).collect(),
-            keyspace: PathBuf::from("/node/keyspace"),
-            ring_key: [7; 16],
-        };
-        let store = StoreOptions {
-            flush_deadline: Duration::from_secs(30),
-            segment_bytes: 64 << 10,
-            ..StoreOptions::default()
-        };
-        let options = Options { durability, store, ..Options::default() };
-        World { index: SimEngine::new(disk.clone()), disk, layout, options }
-    }
-
-    fn open(&self) -> Arc<Datastore> {
-        let env = Env {
-            disk: Arc::new(self.disk.clone()),
-            clock: Arc::new(self.disk.clone()),
-            index: Arc::new(self.index.clone()),
-            ground: Arc::new(PlainGround),
-            random: Arc::new(self.disk.clone()),
-            sequence: Arc::new(AtomicU64::new(1)),
-            unflushed: Arc::default(),
-        };
-        Arc::new(Datastore::open(&self.layout, &env, self.options.clone()).unwrap())
-    }
-
-    /// As long as a call may be out, and a little longer; then the watch looks.
-    fn deadline_passes(&self, store: &Datastore) {
-        self.disk.advance_ns(31_000_000_000);
-        store.watch();
-    }
-}
-
-fn value(number: u32) -> Vec<u8> {
-    number.to_le_bytes().repeat(100)
-}
-
-fn multihash(number: u32) -> Multihash {
-    Multihash::parse(&[&[0x12, 32][..], &Sha256::digest(value(number))].concat()).unwrap()
-}
-
-fn key(number: u32) -> Key {
-    Key::of_block(&multihash(number))
-}
+mod sim;
+use sim::{PATIENCE, World, key, multihash, value};
 
 /// Numbers of the first blocks that belong to a shard.
 fn first_of(store: &Datastore, shard: u16, count: usize) -> Vec<u32> {

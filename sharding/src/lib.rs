@@ -10,4 +10,4 @@ mod set;
 
 pub use epoch::{Epoch, Holder, Member, RECORD_DIR, RECORD_FILE, Record, ShardState};
 pub use ring::{POINTS_MAX, POINTS_PER_WEIGHT, Ring, WEIGHT_MAX};
-pub use set::{ShardSet, Walk};
+pub use set::{Hold, ShardSet, Walk};

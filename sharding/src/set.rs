@@ -9,7 +9,7 @@ use std::{
 use basalt_blockstore::{
     Buffer, Error, ErrorKind, Multihash, Options, Result, Shard,
     store::{Env, Op, Stats, Ticket},
-    sync::thread,
+    sync::{MutexGuard, RwLock, RwLockWriteGuard, thread},
 };
 
 use crate::{
@@ -24,6 +24,16 @@ pub struct ShardSet {
     ring: Ring,
     /// In the order of their ids, which are their places here.
     members: Vec<Open>,
+    /// Held for writing by whoever holds deletes.
+    deletes: RwLock<()>,
+}
+
+/// No block of a [`ShardSet`] goes while this is there.
+#[derive(Debug)]
+#[must_use = "what is held goes on when this is dropped"]
+pub struct Hold<'a> {
+    _deletes: RwLockWriteGuard<'a, ()>,
+    _reclaim: Vec<MutexGuard<'a, ()>>,
 }
 
 #[derive(Debug)]
@@ -152,6 +162,7 @@ impl ShardSet {
 
     /// Deletes blocks; absent is fine. Gone for readers on return, durable within the bounded delay and at Sync.
     pub fn submit_delete(&self, keys: &[&Multihash]) -> Result<Ticket> {
+        let _not_held = self.deletes.read();
         self.submit_grouped(
             keys,
             |key| key,
@@ -194,6 +205,12 @@ impl ShardSet {
     /// Why a shard takes no more writes, if one does not.
     pub fn fenced(&self) -> Option<Error> {
         self.members.iter().find_map(|open| open.shard.store().fenced().map(|err| err.context(&open.name)))
+    }
+
+    /// Holds deletes and reclaim of all shards until what this returns is dropped: no block goes meanwhile. Waits for what is under way.
+    pub fn hold(&self) -> Hold<'_> {
+        let deletes = self.deletes.write();
+        Hold { _deletes: deletes, _reclaim: self.iter().map(|shard| shard.store().hold_reclaim()).collect() }
     }
 
     /// [`basalt_blockstore::Store::watch`] of every shard.
@@ -385,7 +402,7 @@ impl<'a> Wanted<'a> {
         let opened: Vec<Result<Open>> =
             if env.clock.threads() { in_parallel(&places, open_one) } else { places.iter().map(open_one).collect() };
         let members = opened.into_iter().collect::<Result<_>>()?;
-        Ok(ShardSet { epoch: self.epoch.clone(), ring: self.ring.clone(), members })
+        Ok(ShardSet { epoch: self.epoch.clone(), ring: self.ring.clone(), members, deletes: RwLock::default() })
     }
 
     /// Sees to it that the records of a node that is opened can't vanish behind what is written to it.

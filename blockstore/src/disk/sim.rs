@@ -111,6 +111,7 @@ struct State {
     steps: u64,
     faults: BTreeMap<u64, Fault>,
     reads: u64,
+    bytes_read: u64,
     failing_reads: BTreeMap<u64, io::ErrorKind>,
     cut: bool,
     /// On ZFS: what says at which steps a transaction group ends.
@@ -158,6 +159,12 @@ impl SimDisk {
     /// Operations so far.
     pub fn steps(&self) -> u64 {
         self.lock().steps
+    }
+
+    /// Reads so far, and their bytes.
+    pub fn reads(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.reads, state.bytes_read)
     }
 
     /// Makes the operation numbered `step` (from 1) fail as `fault` says.
@@ -562,12 +569,14 @@ impl File for SimFile {
                 return Err(kind.into());
             }
         }
-        self.with(|inode| {
+        let read = self.with(|inode| {
             let from = (offset as usize).min(inode.data.len());
             let n = buffer.len().min(inode.data.len() - from);
             buffer[..n].copy_from_slice(&inode.data[from..from + n]);
             n
-        })
+        })?;
+        self.disk.lock().bytes_read += read as u64;
+        Ok(read)
     }
 
     fn read_two_at(&self, head: &mut [u8], body: &mut [u8], offset: u64) -> io::Result<usize> {

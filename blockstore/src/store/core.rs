@@ -77,6 +77,8 @@ pub(crate) struct Core {
     pub(super) retracting: AtomicU64,
     pub(super) work: Mutex<Work>,
     pub(super) work_to_do: Condvar,
+    /// The store has been closed.
+    pub(super) ended: Condvar,
     pub(super) closed: AtomicBool,
     pub(super) space: Mutex<Space>,
     pub(super) last_reclaim_ns: AtomicU64,
@@ -316,6 +318,7 @@ impl Core {
             retracting: AtomicU64::new(0),
             work: Mutex::default(),
             work_to_do: Condvar::default(),
+            ended: Condvar::default(),
             closed: AtomicBool::new(false),
             space: Mutex::default(),
             last_reclaim_ns: AtomicU64::new(0),

@@ -19,7 +19,7 @@ use crate::{
     ground::{Ground, PlainGround},
     index::{IndexEngine, RocksEngine},
     options::{Durability, Options},
-    sync::{Mutex, thread},
+    sync::{Mutex, MutexGuard, thread},
 };
 
 mod commit;
@@ -178,7 +178,7 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Store {
     core: Arc<Core>,
-    thread: Mutex<Option<thread::JoinHandle<()>>>,
+    threads: Mutex<Option<[thread::JoinHandle<()>; 2]>>,
 }
 
 impl Store {
@@ -200,8 +200,8 @@ impl Store {
             ));
         }
         let core = recovery::open(dir, env, options, verifier, false)?;
-        let thread = if env.clock.threads() { Some(background(&core)?) } else { None };
-        Ok(Store { core, thread: Mutex::new(thread) })
+        let threads = if env.clock.threads() { Some(background(&core)?) } else { None };
+        Ok(Store { core, threads: Mutex::new(threads) })
     }
 
     /// Opens for reading only; see [`crate::Shard::open_read_only`].
@@ -215,7 +215,7 @@ impl Store {
         options: Options,
         verifier: Option<Verifier>,
     ) -> Result<Store> {
-        Ok(Store { core: recovery::open(dir, env, options, verifier, true)?, thread: Mutex::default() })
+        Ok(Store { core: recovery::open(dir, env, options, verifier, true)?, threads: Mutex::default() })
     }
 
     /// Writes operations, last one wins for a key that comes twice. With `atomic` a crash leaves all of them or none. The ticket waits
@@ -274,6 +274,11 @@ impl Store {
     /// Whether something written is not yet known durable.
     pub fn is_dirty(&self) -> bool {
         self.core.is_dirty()
+    }
+
+    /// Holds reclaim until what this returns is dropped (STORE 22). Waits for a pass that is under way.
+    pub fn hold_reclaim(&self) -> MutexGuard<'_, ()> {
+        self.core.reclaiming.lock()
     }
 
     /// Compacts and frees now what pays, until nothing is left to do; returns the bytes given back.
@@ -375,7 +380,8 @@ impl Store {
 
     /// One round of the background work: what is due by the clock. Threads do it where the clock has any; a simulation calls it.
     pub fn step(&self) {
-        self.core.step();
+        self.core.step_log();
+        self.core.step_space();
     }
 
     /// Syncs, writes a mark, flushes the index and closes. Later calls are `Closed`. Where the disk does not answer it waits for ever: the host has a deadline.
@@ -389,10 +395,11 @@ impl Store {
     /// that the disk does not answer.
     fn let_go(&self) {
         self.core.set_closed();
-        if let Some(thread) = self.thread.lock().take()
-            && thread.join().is_err()
-        {
-            tracing::error!(store = %self.core.dir.display(), "the background thread of the store panicked");
+        let threads = self.threads.lock().take();
+        for thread in threads.into_iter().flatten() {
+            if thread.join().is_err() {
+                tracing::error!(store = %self.core.dir.display(), "a background thread of the store panicked");
+            }
         }
         self.core.release_index();
     }
@@ -407,38 +414,59 @@ impl Drop for Store {
 /// How often background work looks at the clock.
 const STEP: Duration = Duration::from_millis(100);
 
-fn background(core: &Arc<Core>) -> Result<thread::JoinHandle<()>> {
+/// Starts the store's two threads: one for the log, which nothing else may hold up, and one for what may take long, the index and reclaim.
+fn background(core: &Arc<Core>) -> Result<[thread::JoinHandle<()>; 2]> {
+    let log = thread_of(core, "basalt-log", |core| {
+        let asked = {
+            let mut work = core.work.lock();
+            if !work.flush && !core.closed.load(Ordering::Acquire) {
+                work = core.work_to_do.wait_for(work, STEP);
+            }
+            std::mem::take(&mut work.flush)
+        };
+        if asked {
+            core.lead_flush();
+        } else {
+            core.step_log();
+        }
+    })?;
+    let space = thread_of(core, "basalt-space", |core| {
+        let work = core.work.lock();
+        if !core.closed.load(Ordering::Acquire) {
+            drop(core.ended.wait_for(work, STEP));
+        }
+        core.step_space();
+    })?;
+    Ok([log, space])
+}
+
+/// A thread that does `round` after `round` until the store is closed.
+fn thread_of(core: &Arc<Core>, name: &str, round: fn(&Arc<Core>)) -> Result<thread::JoinHandle<()>> {
     let weak: Weak<Core> = Arc::downgrade(core);
     thread::Builder::new()
-        .name("basalt-log".into())
+        .name(name.into())
         .spawn(move || {
             while let Some(core) = weak.upgrade() {
                 if core.closed.load(Ordering::Acquire) {
                     return;
                 }
-                let asked = {
-                    let mut work = core.work.lock();
-                    if !work.flush && !core.closed.load(Ordering::Acquire) {
-                        work = core.work_to_do.wait_for(work, STEP);
-                    }
-                    std::mem::take(&mut work.flush)
-                };
-                if asked {
-                    core.lead_flush();
-                } else {
-                    core.step();
-                }
+                round(&core);
             }
         })
-        .map_err(|err| Error::io("start the background thread of a store", err))
+        .map_err(|err| Error::io("start the background threads of a store", err))
 }
 
 /// How often reclaim looks for something to do, in nanoseconds.
 const RECLAIM_EVERY_NS: u64 = 10_000_000_000;
 
 impl Core {
-    fn step(self: &Arc<Self>) {
-        if self.read_only || self.closed.load(Ordering::Acquire) {
+    fn is_at_work(&self) -> bool {
+        !self.read_only && !self.closed.load(Ordering::Acquire)
+    }
+
+    /// What is due of the log: flushes that bound the delay, marks, and telling the index where nobody else does.
+    fn step_log(self: &Arc<Self>) {
+        if !self.is_at_work() {
             return;
         }
         let now = self.env.clock.monotonic_ns();
@@ -460,7 +488,16 @@ impl Core {
         } else if idle {
             self.lead_flush();
         }
-        self.apply_ready();
+        if let Some(applied) = self.applying.try_lock() {
+            self.apply_ready_to(applied);
+        }
+    }
+
+    /// What is due of the index and of reclaim.
+    fn step_space(self: &Arc<Self>) {
+        if !self.is_at_work() {
+            return;
+        }
         let behind = {
             let applied = self.applying.lock();
             applied.bytes_since_flush >= self.options.replay_bytes_max
@@ -469,6 +506,7 @@ impl Core {
         if behind && let Err(err) = self.flush_index() {
             tracing::error!(store = %self.dir.display(), %err, "the index could not be flushed; it is tried again");
         }
+        let now = self.env.clock.monotonic_ns();
         let last = self.last_reclaim_ns.load(Ordering::Relaxed);
         if now.saturating_sub(last) >= RECLAIM_EVERY_NS {
             self.last_reclaim_ns.store(now, Ordering::Relaxed);
@@ -491,11 +529,12 @@ impl Core {
 
     fn set_closed(&self) {
         {
-            // Under the lock, so that the background thread doesn't begin to wait in between.
+            // Under the lock, so that no background thread begins to wait in between.
             let _work = self.work.lock();
             self.closed.store(true, Ordering::Release);
         }
         self.work_to_do.notify_all();
+        self.ended.notify_all();
     }
 
     fn close_log(self: &Arc<Self>) -> Result<()> {
