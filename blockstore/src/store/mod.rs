@@ -472,7 +472,7 @@ impl Core {
         let now = self.env.clock.monotonic_ns();
         let (due, idle) = {
             let log = self.log.lock();
-            let Some(active) = &log.active else { return };
+            let Some(active) = log.active.as_ref().filter(|_| log.fenced.is_none()) else { return };
             let age = Duration::from_nanos(now.saturating_sub(log.oldest_unflushed_ns));
             let quiet = Duration::from_nanos(now.saturating_sub(log.last_append_ns));
             (
