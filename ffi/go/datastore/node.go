@@ -308,6 +308,7 @@ func (n *Node) session(ctx context.Context, deadline time.Time) (*session, error
 		sl.mu.Lock()
 		s := sl.current
 		if s != nil && s.broken.Load() {
+			s.retire() // it broke while no call was there to see it
 			sl.current, s = nil, nil
 		}
 		sl.mu.Unlock()
@@ -366,6 +367,9 @@ func (n *Node) run(sl *slot, at *attempt) {
 			at.session.close()
 			at.session, at.err = nil, &Error{Closed, "", "", "the datastore is closed"}
 		} else {
+			if before := sl.current; before != nil {
+				before.retire()
+			}
 			sl.current = at.session
 			if n.outage.Swap(false) {
 				slog.Info("basalt: the agent is back", "socket", n.socket())
@@ -533,6 +537,11 @@ func (n *Node) retire(s *session) {
 		}
 		sl.mu.Unlock()
 	}
+	s.retire()
+}
+
+// retire lets the session end with the last call on it. What nobody retires is never closed, and keeps its goroutines for as long as the process lives.
+func (s *session) retire() {
 	s.retired.Store(true)
 	if s.inflight.Load() == 0 {
 		s.close()

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"basalt.dev/go/datastore"
+	"basalt.dev/go/internal/agenttest"
 	"basalt.dev/go/internal/basaltv1"
 	ds "github.com/ipfs/go-datastore"
 	"github.com/ipfs/go-datastore/query"
@@ -37,6 +39,27 @@ func TestCallsGoOnAfterTheAgentRestarts(t *testing.T) {
 	if f.handshakes != 2 {
 		t.Fatalf("%d handshakes, each connection must begin with one: want 2", f.handshakes)
 	}
+}
+
+// A Kubo lives for months, over many lives of its agent; most of them end while no call is under way.
+func TestALostConnectionLeavesNothingBehind(t *testing.T) {
+	const restarts = 20
+	f := newFake(t)
+	d := f.open()
+	ctx := t.Context()
+	must(t, d.Put(ctx, ds.NewKey("/a"), []byte("1")))
+	before := runtime.NumGoroutine()
+	for range restarts {
+		f.restart()
+		_, err := d.Has(ctx, ds.NewKey("/a"))
+		must(t, err)
+	}
+	agenttest.Eventually(t, "no goroutine is left of connections that are lost", func() error {
+		if now := runtime.NumGoroutine(); now > before+restarts/2 {
+			return fmt.Errorf("%d goroutines, %d before %d restarts", now, before, restarts)
+		}
+		return nil
+	})
 }
 
 func TestAnAgentThatStaysAwayIsNamedWithSocketAndRemedy(t *testing.T) {
