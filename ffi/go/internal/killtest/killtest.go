@@ -11,22 +11,16 @@
 package killtest
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"math/rand/v2"
-	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"time"
 
-	"github.com/ipfs/go-cid"
-	ds "github.com/ipfs/go-datastore"
-	"github.com/ipfs/go-datastore/query"
+	"basalt.dev/go/internal/kuboload"
 )
 
 // Options of a run.
@@ -62,32 +56,14 @@ func (r Result) String() string {
 	return fmt.Sprintf("%d kills, %d acknowledged, %d lost, %d wrong", r.Kills, r.Acknowledged, r.Lost, r.Wrong)
 }
 
-// thing is a file that Kubo has acknowledged.
-type thing struct {
-	cid     string
-	size    int
-	numbers []uint64 // of its bytes
-	pinned  bool     // false from the moment its unpinning is asked for: it may be there or not
-	mfs     string   // its path, where it is in MFS
-	round   int
-}
-
 type lane struct {
-	o        Options
-	name     string
-	ffi      bool
-	agent    bool
-	kubo     bool
-	k        *kubo
-	round    int
-	kills    int
-	refused  int
-	lost     int
-	wrong    int
-	verified int
-
-	mu     sync.Mutex
-	things []*thing
+	*kuboload.Load
+	ffi     bool
+	agent   bool
+	kubo    bool
+	kills   int
+	mu      sync.Mutex
+	refused int
 }
 
 func (o *Options) say(format string, args ...any) { fmt.Fprintf(o.Log, format+"\n", args...) }
@@ -99,7 +75,7 @@ func Run(o Options) (result Result, err error) {
 		for _, l := range lanes {
 			l.stop()
 			if err == nil {
-				os.RemoveAll(filepath.Join(o.Dir, l.name))
+				os.RemoveAll(filepath.Join(o.Dir, l.Name))
 			}
 		}
 	}()
@@ -107,18 +83,20 @@ func Run(o Options) (result Result, err error) {
 		if o.Only != "" && o.Only != spec.Name || o.Only == "" && len(lanes) == o.Rounds {
 			continue
 		}
-		l := &lane{o: o, name: spec.Name, ffi: spec.FFI, agent: spec.Agent, kubo: spec.Kubo}
+		l := &lane{ffi: spec.FFI, agent: spec.Agent, kubo: spec.Kubo}
 		program := o.IPFS
 		if l.ffi {
 			program = o.IPFSwith
 		}
-		dir := filepath.Join(o.Dir, l.name)
+		dir := filepath.Join(o.Dir, spec.Name)
 		if err := os.RemoveAll(dir); err != nil {
 			return result, err
 		}
-		if l.k, err = initialize(program, o.Basalt, dir, spec.Profile); err != nil {
-			return result, fmt.Errorf("%s: %w", l.name, err)
+		k, err := kuboload.Initialize(program, o.Basalt, dir, spec.Profile)
+		if err != nil {
+			return result, fmt.Errorf("%s: %w", spec.Name, err)
 		}
+		l.Load = &kuboload.Load{Name: spec.Name, Seed: o.Seed, Kubo: k, Basalt: o.Basalt, Say: o.say}
 		lanes = append(lanes, l)
 	}
 	if len(lanes) == 0 {
@@ -127,27 +105,27 @@ func Run(o Options) (result Result, err error) {
 	for i := range o.Rounds {
 		l := lanes[i%len(lanes)]
 		if err := l.live(); err != nil {
-			return result, fmt.Errorf("%s, round %d: %w", l.name, l.round, err)
+			return result, fmt.Errorf("%s, round %d: %w", l.Name, l.Round, err)
 		}
-		if l.lost+l.wrong > 0 {
+		if l.Lost+l.Wrong > 0 {
 			break
 		}
 	}
 	for _, l := range lanes {
-		if l.round == 0 {
+		if l.Round == 0 {
 			continue
 		}
-		if l.lost+l.wrong == 0 {
-			if err := l.check(true); err != nil {
-				return result, fmt.Errorf("%s, at the end: %w", l.name, err)
+		if l.Lost+l.Wrong == 0 {
+			if err := l.Check(true); err != nil {
+				return result, fmt.Errorf("%s, at the end: %w", l.Name, err)
 			}
 		}
 		result.Kills += l.kills
-		result.Acknowledged += len(l.things)
-		result.Lost += l.lost
-		result.Wrong += l.wrong
-		o.say("%s: %d kills in %d rounds, %d acknowledged, %d refused while nobody served, %d lost, %d wrong", l.name, l.kills, l.round,
-			len(l.things), l.refused, l.lost, l.wrong)
+		result.Acknowledged += l.Acknowledged()
+		result.Lost += l.Lost
+		result.Wrong += l.Wrong
+		o.say("%s: %d kills in %d rounds, %d acknowledged, %d refused while nobody served, %d lost, %d wrong", l.Name, l.kills, l.Round,
+			l.Acknowledged(), l.refused, l.Lost, l.Wrong)
 	}
 	switch {
 	case result.Lost+result.Wrong > 0:
@@ -158,26 +136,20 @@ func Run(o Options) (result Result, err error) {
 	return result, err
 }
 
-func (l *lane) draw(purpose string) *rand.Rand {
-	h := fnv.New64a()
-	fmt.Fprintf(h, "%s %d %s", l.name, l.round, purpose)
-	return rand.New(rand.NewPCG(l.o.Seed, h.Sum64()))
-}
-
 // live is a round: load, a kill in the midst of it, a start, a check.
 func (l *lane) live() error {
-	if l.k.cmd == nil {
-		if err := errors.Join(l.k.start(), l.k.ready()); err != nil {
+	if !l.Kubo.Running() {
+		if err := errors.Join(l.Kubo.Start(), l.Kubo.Ready()); err != nil {
 			return err
 		}
 	}
-	random := l.draw("moment")
+	random := l.Draw("moment")
 	moment := time.Duration(20+random.IntN(1500)) * time.Millisecond
 	stop := make(chan struct{})
 	var load sync.WaitGroup
-	for w, work := range []func(*rand.Rand, uint64, uint64) error{l.add, l.add, l.add, l.importCAR, l.file, l.remove} {
+	for w, work := range []func(*rand.Rand, uint64, uint64) error{l.Add, l.Add, l.Add, l.ImportCAR, l.File, l.Remove} {
 		load.Go(func() {
-			random := l.draw(fmt.Sprint("worker ", w))
+			random := l.Draw(fmt.Sprint("worker ", w))
 			for i := uint64(0); ; i++ {
 				select {
 				case <-stop:
@@ -195,16 +167,16 @@ func (l *lane) live() error {
 			}
 		})
 	}
-	acknowledged := l.acknowledged()
+	before := l.Acknowledged()
 	time.Sleep(moment)
 	if err := l.kill(random); err != nil {
 		return err
 	}
 	if !l.kubo {
 		// Kubo lives on: its calls wait for the next agent and are then answered. Something must be, before the load ends.
-		from := l.acknowledged()
-		if err := l.k.eventually("Kubo stores again", func() error {
-			if l.acknowledged() == from {
+		from := l.Acknowledged()
+		if err := l.Kubo.Eventually("Kubo stores again", func() error {
+			if l.Acknowledged() == from {
 				return errors.New("nothing was acknowledged since the kill")
 			}
 			return nil
@@ -218,7 +190,7 @@ func (l *lane) live() error {
 	if random.IntN(3) == 0 {
 		after := time.Duration(random.IntN(700)) * time.Millisecond
 		if l.kubo {
-			if err := l.k.start(); err != nil {
+			if err := l.Kubo.Start(); err != nil {
 				return err
 			}
 		}
@@ -228,13 +200,13 @@ func (l *lane) live() error {
 		}
 	}
 	if l.kubo {
-		if err := errors.Join(l.k.start(), l.k.ready()); err != nil {
+		if err := errors.Join(l.Kubo.Start(), l.Kubo.Ready()); err != nil {
 			return err
 		}
 	}
-	l.o.say("%s: round %d, killed after %d ms: %d acknowledged in it", l.name, l.round, moment.Milliseconds(), l.acknowledged()-acknowledged)
-	err := l.check(l.round%10 == 9)
-	l.round++
+	l.Say("%s: round %d, killed after %d ms: %d acknowledged in it", l.Name, l.Round, moment.Milliseconds(), l.Acknowledged()-before)
+	err := l.Check(l.Round%10 == 9)
+	l.Round++
 	return err
 }
 
@@ -244,11 +216,11 @@ func (l *lane) kill(random *rand.Rand) error {
 	killed := false
 	for _, kubo := range []bool{first, !first} {
 		if kubo && l.kubo {
-			killed = killed || l.k.cmd != nil
-			l.k.kill()
+			killed = killed || l.Kubo.Running()
+			l.Kubo.Kill()
 		}
 		if !kubo && l.agent {
-			one, err := l.k.killAgent()
+			one, err := l.Kubo.KillAgent()
 			if err != nil {
 				return err
 			}
@@ -262,211 +234,7 @@ func (l *lane) kill(random *rand.Rand) error {
 }
 
 func (l *lane) stop() {
-	l.k.kill()
-	_, _ = l.k.killAgent()
-	l.k.log.Close()
-}
-
-func (l *lane) acknowledged() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.things)
-}
-
-func (l *lane) acknowledge(t *thing) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	t.round = l.round
-	l.things = append(l.things, t)
-}
-
-func (l *lane) bytes(t *thing) []byte { return bytesOf(l.o.Seed, t.size, t.numbers...) }
-
-func (l *lane) make(random *rand.Rand, worker, index uint64) (*thing, []byte) {
-	size := 64 + random.IntN(4000) // so large that no two are the same
-	if random.IntN(3) == 0 {
-		size = 64 + random.IntN(1<<20)
-	}
-	lane := uint64(0)
-	for _, c := range l.name {
-		lane = lane*31 + uint64(c)
-	}
-	t := &thing{size: size, numbers: []uint64{lane<<32 | uint64(l.round), worker, index}, pinned: true}
-	return t, l.bytes(t)
-}
-
-// add is `ipfs add`, in some of its shapes.
-func (l *lane) add(random *rand.Rand, worker, index uint64) (err error) {
-	t, data := l.make(random, worker, index)
-	args := url.Values{"pin": {"true"}, "quieter": {"true"}, "progress": {"false"}}
-	switch random.IntN(3) {
-	case 0:
-		args.Set("cid-version", "1")
-	case 1:
-		args.Set("chunker", "size-16384") // many blocks
-	}
-	if t.cid, err = l.k.add(data, args); err == nil {
-		l.acknowledge(t)
-	}
-	return err
-}
-
-func (l *lane) importCAR(random *rand.Rand, worker, index uint64) error {
-	t, data := l.make(random, worker, index)
-	car, err := carOf(data)
-	if err != nil {
-		return err
-	}
-	if t.cid, err = l.k.importCAR(car); err == nil {
-		l.acknowledge(t)
-	}
-	return err
-}
-
-// file writes into MFS; it is acknowledged once the root that has it is.
-func (l *lane) file(random *rand.Rand, worker, index uint64) error {
-	t, data := l.make(random, worker, index)
-	t.mfs = fmt.Sprintf("/%d/%d", l.round, index)
-	if _, err := l.k.post("files/write", url.Values{"arg": {t.mfs}, "create": {"true"}, "parents": {"true"}, "raw-leaves": {"true"}}, data); err != nil {
-		return err
-	}
-	if _, err := l.k.post("files/flush", url.Values{"arg": {"/"}}, nil); err != nil {
-		return err
-	}
-	l.acknowledge(t)
-	return nil
-}
-
-// remove unpins a few of what was added, lets Kubo collect the garbage, and the node give the space back.
-func (l *lane) remove(random *rand.Rand, _, index uint64) error {
-	for range 3 {
-		t := l.doomed(random)
-		if t == nil {
-			break
-		}
-		if _, err := l.k.post("pin/rm", url.Values{"arg": {t.cid}}, nil); err != nil {
-			return err
-		}
-	}
-	if _, err := l.k.collect(); err != nil {
-		return err
-	}
-	if index%2 == 1 {
-		// Fails while nobody serves; the next one will do.
-		_ = exec.Command(l.o.Basalt, "reclaim", "--node", l.k.node()).Run()
-	}
-	return nil
-}
-
-// doomed takes a thing that is pinned, and says that it may be there or not from now on.
-func (l *lane) doomed(random *rand.Rand) *thing {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for range 10 {
-		if len(l.things) == 0 {
-			return nil
-		}
-		if t := l.things[random.IntN(len(l.things))]; t.pinned && t.mfs == "" {
-			t.pinned = false
-			return t
-		}
-	}
-	return nil
-}
-
-func (l *lane) note(lost, wrong int, format string, args ...any) {
-	l.lost += lost
-	l.wrong += wrong
-	if l.lost+l.wrong < 20 {
-		l.o.say("%s: round %d: %s", l.name, l.round, fmt.Sprintf(format, args...))
-	}
-}
-
-// check looks for what must be there: all of it, or what is new and some of the rest.
-func (l *lane) check(all bool) error {
-	ctx := context.Background()
-	// The first call after a kill may be the one that starts the agent.
-	if _, err := l.k.post("repo/stat", url.Values{"size-only": {"true"}}, nil); err != nil {
-		return err
-	}
-	pins, err := l.k.pins()
-	if err != nil {
-		return err
-	}
-	node, err := l.k.view()
-	if err != nil {
-		return err
-	}
-	defer node.Close()
-	random := l.draw("check")
-	for _, t := range l.things {
-		switch {
-		case t.mfs != "":
-			if all || t.round == l.round || random.IntN(8) == 0 {
-				data, err := l.k.post("files/read", url.Values{"arg": {t.mfs}}, nil)
-				if err != nil {
-					l.note(1, 0, "%s of MFS: %v", t.mfs, err)
-				} else if string(data) != string(l.bytes(t)) {
-					l.note(0, 1, "%s of MFS has %d bytes that are not the %d written", t.mfs, len(data), t.size)
-				}
-			}
-			continue
-		case !t.pinned:
-			continue
-		case !pins[t.cid]:
-			l.note(1, 0, "the pin of %s is lost", t.cid)
-		}
-		if !all && t.round != l.round && random.IntN(8) > 0 {
-			continue
-		}
-		id, err := cid.Decode(t.cid)
-		if err != nil {
-			return err
-		}
-		data, err := read(ctx, node, id)
-		if gone := (missing{}); errors.As(err, &gone) {
-			l.note(1, 0, "%s: %v", t.cid, err)
-		} else if err != nil {
-			return err
-		} else if string(data) != string(l.bytes(t)) {
-			l.note(0, 1, "%s has %d bytes that are not the %d stored", t.cid, len(data), t.size)
-		}
-	}
-	if err := l.counts(ctx, node); err != nil {
-		return err
-	}
-	if all {
-		l.verified++
-		if out, err := exec.Command(l.o.Basalt, "verify", "--hash", "--node", l.k.node()).CombinedOutput(); err != nil {
-			l.note(0, 1, "basalt verify: %v: %s", err, out)
-		}
-	}
-	return nil
-}
-
-// counts compares the node's figures with what it lists. Kubo may still write bookkeeping of its own, but no blocks.
-func (l *lane) counts(ctx context.Context, node ds.Datastore) error {
-	results, err := node.Query(ctx, query.Query{Prefix: "/blocks", KeysOnly: true, ReturnsSizes: true})
-	if err != nil {
-		return err
-	}
-	blocks, bytes := uint64(0), uint64(0)
-	for entry := range results.Next() {
-		if entry.Error != nil {
-			return entry.Error
-		}
-		blocks++
-		bytes += uint64(entry.Size)
-	}
-	if err := results.Close(); err != nil {
-		return err
-	}
-	st, err := l.k.status()
-	if err != nil {
-		return err
-	}
-	if st.Blocks != blocks || st.BlockBytes != bytes {
-		l.note(0, 1, "the node counts %d blocks of %d bytes, and has %d of %d", st.Blocks, st.BlockBytes, blocks, bytes)
-	}
-	return nil
+	l.Kubo.Kill()
+	_, _ = l.Kubo.KillAgent()
+	l.Kubo.Close()
 }

@@ -1,4 +1,4 @@
-package killtest
+package kuboload
 
 // What is stored, and how it is read back past Kubo: block by block from the node, each against its own hash.
 
@@ -95,8 +95,8 @@ type missing struct {
 
 func (m missing) Error() string { return fmt.Sprintf("block %s: %v", m.id, m.why) }
 
-// read puts a file together from the node's blocks.
-func read(ctx context.Context, node ds.Read, id cid.Cid) ([]byte, error) {
+// ReadFile puts a file together from the node's blocks.
+func ReadFile(ctx context.Context, node ds.Read, id cid.Cid) ([]byte, error) {
 	key := ds.NewKey("/blocks").Child(dshelp.MultihashToDsKey(id.Hash()))
 	data, err := node.Get(ctx, key)
 	if err != nil {
@@ -122,7 +122,7 @@ func read(ctx context.Context, node ds.Read, id cid.Cid) ([]byte, error) {
 	}
 	all := file.Data()
 	for _, link := range node1.Links() {
-		part, err := read(ctx, node, link.Cid)
+		part, err := ReadFile(ctx, node, link.Cid)
 		if err != nil {
 			return nil, err
 		}
