@@ -5,7 +5,7 @@ export BASALT_ROOT := $(CURDIR)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help need build run test test-rust test-go test-run lint fmt bench crash-search broken-rules kill-test power-cut clean
+.PHONY: help need build run test test-rust test-go test-run lint fmt bench crash-search broken-rules kill-test soak power-cut clean
 
 go_module := $(dir $(wildcard ffi/go/go.mod))
 
@@ -52,6 +52,10 @@ bench: build ## measure against raw disk and against flatfs; writes docs/benchma
 kill-test: build ## kill the agent, Kubo or both ROUNDS times under Kubo's load (SEED=0x... replays)
 	@tools/build basalt-chaos
 	@bin/basalt-chaos kill --rounds $(or $(ROUNDS),100) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
+
+soak: build ## keep Kubo busy on Basalt for MINUTES=n with restarts; memory, files, threads and disk space must stay flat (SEED=0x... replays)
+	@tools/build basalt-chaos
+	@bin/basalt-chaos soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 
 power-cut: need ## cut the power of a guest ROUNDS times under Basalt on ext4 and ZFS (SEED=0x... replays; COMPARE=1: what Kubo has otherwise)
 	@tools/power-cut

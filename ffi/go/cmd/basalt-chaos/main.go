@@ -3,6 +3,7 @@
 //	basalt-chaos power-cut [--rounds N] [--seed S] [--only LANE]   Basalt on ext4 and ZFS, with its control; needs the guest of testbed/zfsvm
 //	basalt-chaos compare   [--rounds N] [--seed S] [--only LANE]   the same cuts for what Kubo has without Basalt
 //	basalt-chaos kill      [--rounds N] [--seed S] [--only LANE]   agent, Kubo or both are killed under Kubo's load
+//	basalt-chaos soak      [--minutes N] [--seed S] [--only LANE]  both under load for long, with restarts: nothing may grow
 //
 // and, used by itself: guest PLAN (in the guest), nosync PROGRAM ARGS... (without flushes).
 package main
@@ -15,10 +16,12 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"basalt.dev/go/internal/killtest"
 	"basalt.dev/go/internal/nosync"
 	"basalt.dev/go/internal/powercut"
+	"basalt.dev/go/internal/soak"
 )
 
 func main() {
@@ -30,7 +33,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: basalt-chaos power-cut | compare | kill [flags]")
+		return errors.New("usage: basalt-chaos power-cut | compare | kill | soak [flags]")
 	}
 	switch command, rest := args[0], args[1:]; command {
 	case "guest":
@@ -51,8 +54,10 @@ func run(args []string) error {
 		return powerCut(command, rest)
 	case "kill":
 		return kill(rest)
+	case "soak":
+		return endure(rest)
 	default:
-		return fmt.Errorf("no command %q; there are power-cut, compare and kill", command)
+		return fmt.Errorf("no command %q; there are power-cut, compare, kill and soak", command)
 	}
 }
 
@@ -133,6 +138,48 @@ func kill(args []string) error {
 	if err != nil {
 		fmt.Println(err)
 		err = fmt.Errorf("failed; the same choices again: --seed %#x --rounds %d", o.Seed, o.Rounds)
+	}
+	fmt.Println(result)
+	return err
+}
+
+func endure(args []string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	bin := filepath.Dir(self)
+	flags := flag.NewFlagSet("soak", flag.ContinueOnError)
+	o := soak.Options{Log: os.Stdout, Basalt: filepath.Join(bin, "basalt"), IPFS: filepath.Join(bin, "ipfs"), IPFSwith: filepath.Join(bin, "ipfs-ffi")}
+	minutes := flags.Float64("minutes", 30, "how long")
+	flags.StringVar(&o.Only, "only", "", "one lane only: grpc or ffi")
+	flags.StringVar(&o.Dir, "dir", filepath.Join(bin, "..", "build", "soak"), "for repos, samples and the graph")
+	flags.StringVar(&o.Leak, "leak", "", "leak on purpose, which must be seen: connections or disk")
+	again := flags.Bool("again", false, "only judge and draw again what the run before has written")
+	seed := seedFlag(flags)
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if *again {
+		result, err := soak.Again(o.Dir, os.Stdout)
+		fmt.Println(result)
+		return err
+	}
+	o.Seed, o.Length = *seed, time.Duration(*minutes*float64(time.Minute))
+	if *minutes <= 0 || flags.NArg() > 0 {
+		return fmt.Errorf("%g minutes and the arguments %v: more than none, and nothing but flags", *minutes, flags.Args())
+	}
+	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		return err
+	}
+	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
+		return err
+	}
+	fmt.Printf("seed %#x\n", o.Seed)
+	result, err := soak.Run(o)
+	if err != nil {
+		fmt.Println(err)
+		err = fmt.Errorf("failed; the same choices again: --seed %#x --minutes %g", o.Seed, *minutes)
 	}
 	fmt.Println(result)
 	return err
