@@ -34,7 +34,8 @@ const Patience = 3 * time.Minute
 
 // Kubo is a repo, and the daemon on it while one runs.
 type Kubo struct {
-	Before []string // a program and its arguments that runs the daemon; empty: none
+	Before   []string      // a program and its arguments that runs the daemon; empty: none
+	Patience time.Duration // how long is waited for what should be there soon
 
 	program, basalt string
 	repo            string
@@ -72,7 +73,7 @@ func Open(program, basalt, dir string, env ...string) (*Kubo, error) {
 }
 
 func at(program, basalt, dir string, env []string) (k *Kubo, err error) {
-	k = &Kubo{program: program, basalt: basalt, repo: filepath.Join(dir, "repo")}
+	k = &Kubo{Patience: Patience, program: program, basalt: basalt, repo: filepath.Join(dir, "repo")}
 	k.env = append(os.Environ(), "IPFS_PATH="+k.repo, "IPFS_TELEMETRY=off", autostart.BinaryEnv+"="+basalt)
 	k.env = append(k.env, env...)
 	k.http.Transport = &http.Transport{MaxIdleConnsPerHost: 8}
@@ -146,7 +147,7 @@ type final struct{ error }
 
 // Eventually asks f until it has no error, or patience ends.
 func (k *Kubo) Eventually(what string, f func() error) error {
-	for deadline := time.Now().Add(Patience); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(k.Patience); ; time.Sleep(10 * time.Millisecond) {
 		err := f()
 		if err == nil {
 			return nil
@@ -177,8 +178,8 @@ func (k *Kubo) Stop() error {
 	}
 	select {
 	case <-k.ended:
-	case <-time.After(Patience):
-		return fmt.Errorf("ipfs daemon %d has not ended %s after SIGTERM", k.cmd.Process.Pid, Patience)
+	case <-time.After(k.Patience):
+		return fmt.Errorf("ipfs daemon %d has not ended %s after SIGTERM", k.cmd.Process.Pid, k.Patience)
 	}
 	state := k.cmd.ProcessState
 	k.cmd = nil
@@ -242,7 +243,7 @@ func (k *Kubo) Admin(f func(context.Context, basaltv1.AdminClient) error) error 
 		if err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), Patience)
+		ctx, cancel := context.WithTimeout(context.Background(), k.Patience)
 		err = f(ctx, basaltv1.NewAdminClient(cc))
 		cancel()
 		cc.Close()
@@ -270,7 +271,7 @@ func (k *Kubo) Sockets() []string { return k.sockets }
 
 // View opens the node as another client beside Kubo, past Kubo's caches.
 func (k *Kubo) View() (*datastore.Datastore, error) {
-	return datastore.Open(context.Background(), datastore.Config{Sockets: k.sockets, NodeID: k.id, NodePath: k.Node(), Role: "root", Client: "chaos", Retry: Patience})
+	return datastore.Open(context.Background(), datastore.Config{Sockets: k.sockets, NodeID: k.id, NodePath: k.Node(), Role: "root", Client: "chaos", Retry: k.Patience})
 }
 
 // Post calls Kubo's RPC; file is sent as a form's file if it is not nil. An answer that ends in an error is an error.
@@ -288,7 +289,7 @@ func (k *Kubo) Post(method string, args url.Values, file []byte) ([]byte, error)
 		_ = w.Close()
 		body, kind = &form, w.FormDataContentType()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	ctx, cancel := context.WithTimeout(context.Background(), k.Patience)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, k.api+method+"?"+args.Encode(), body)
 	if err != nil {

@@ -23,6 +23,15 @@ func (n name) String() string { return fmt.Sprintf("%d/%d/%d", n.round, n.writer
 // passing says whether the block will be deleted again by its writer: it has a pin of its own meanwhile.
 func (n name) passing() bool { return n.index%8 == 7 }
 
+// dropped says whether the block will be deleted again without ever having had a pin, as garbage is.
+func (n name) dropped() bool { return n.index%4 == 1 }
+
+// fleeting is either.
+func (n name) fleeting() bool { return n.passing() || n.dropped() }
+
+// later is how many blocks a writer writes on before it deletes one.
+const later = 8
+
 // batched says how many blocks, from this one on, are stored by one Batch.Commit; zero: by a lone Put.
 func (n name) batched() int {
 	if n.index%16 == 2 {

@@ -11,6 +11,12 @@ package powercut
 //	begin                 writing begins
 //	acked WRITER FROM TO  blocks with these indices (TO not included) are acknowledged
 //	pinned WRITER N       metadata is acknowledged
+//	flushing WRITER       a call begins that flushes, or may: metadata, or Sync
+//	synced WRITER A P D   it has returned: before it began, blocks below A, metadata below P and deletions of blocks below D were acknowledged; a
+//	                      number for each writer, separated by commas
+//	tick MS               the guest's clock since it began, often
+//	late MS               the longest that a timer was late
+//	reclaimed SEGMENTS BYTES   what was given back so far
 
 import (
 	"bytes"
@@ -18,6 +24,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,6 +36,7 @@ import (
 	"basalt.dev/go/autostart"
 	"basalt.dev/go/datastore"
 	"basalt.dev/go/internal/basaltv1"
+	"basalt.dev/go/internal/kuboload"
 	ds "github.com/ipfs/go-datastore"
 	"github.com/ipfs/go-datastore/mount"
 	"github.com/ipfs/go-datastore/query"
@@ -43,7 +51,7 @@ const (
 	guestDisk = "/dev/vda"
 	guestRoot = "/chaos" // where the disk is mounted
 	guestPool = "chaos"
-	openMax   = 2 * time.Minute
+	openMax   = 2 * time.Hour // the host is the one who loses patience: the clock of an emulated guest jumps by minutes when the machine is busy
 )
 
 var blocksPrefix = ds.NewKey("/blocks")
@@ -52,8 +60,13 @@ type guest struct {
 	plan  Plan
 	store ds.Batching
 	count func(context.Context) (blocks, bytes uint64, err error) // nil where the store has no such figures
+	admin basaltv1.AdminClient                                    // nil where the store has none
+	kubo  *kuboload.Kubo
 	say   sync.Mutex
 }
+
+// small makes what takes gigabytes happen within a few: segments fill, are compacted and recycled in each life.
+var small = []string{"BASALT_STORE_SEGMENT_BYTES=1048576", "BASALT_STORE_COMPACT_DEAD_PERCENT=25"}
 
 // line writes one line with one write, so that an acknowledgement is on its way when line returns.
 func (g *guest) line(format string, args ...any) {
@@ -120,10 +133,14 @@ func (g *guest) mount() error {
 }
 
 func (g *guest) open(ctx context.Context) error {
-	if g.plan.Store == Basalt {
+	switch g.plan.Store {
+	case Basalt:
 		return g.openBasalt(ctx)
+	case Kubo:
+		return g.openKubo()
+	default:
+		return g.openFlatfs()
 	}
-	return g.openFlatfs()
 }
 
 func (g *guest) openBasalt(ctx context.Context) error {
@@ -149,6 +166,7 @@ func (g *guest) openBasalt(ctx context.Context) error {
 	agent := exec.Command(argv[0], argv[1:]...)
 	agent.Stdout, agent.Stderr = &log, &log
 	agent.Env = append(os.Environ(), "BASALT_HTTP_LISTEN=127.0.0.1:0")
+	agent.Env = append(agent.Env, small...)
 	if err := agent.Start(); err != nil {
 		return err
 	}
@@ -159,10 +177,11 @@ func (g *guest) openBasalt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	g.admin = basaltv1.NewAdminClient(cc)
 	status := func(ctx context.Context) (*basaltv1.StatusResponse, error) {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		return basaltv1.NewAdminClient(cc).Status(ctx, &basaltv1.StatusRequest{}, grpc.WaitForReady(true))
+		return g.admin.Status(ctx, &basaltv1.StatusRequest{}, grpc.WaitForReady(true))
 	}
 	for deadline := time.Now().Add(openMax); ; time.Sleep(20 * time.Millisecond) {
 		select {
@@ -213,6 +232,9 @@ func (g *guest) openFlatfs() error {
 
 // report says what is there, without knowing what should be.
 func (g *guest) report(ctx context.Context) error {
+	if g.plan.Store == Kubo {
+		return g.reportKubo(ctx)
+	}
 	results, err := g.store.Query(ctx, query.Query{KeysOnly: true})
 	if err != nil {
 		return err
@@ -250,21 +272,85 @@ func (g *guest) report(ctx context.Context) error {
 // write writes until the power is cut.
 func (g *guest) write(ctx context.Context) error {
 	failed := make(chan error, writers)
-	var acked [writers]atomic.Int64 // all blocks of a writer below this index
+	var so sofar
 	for w := range writers {
 		go func() {
-			if g.plan.Store == Basalt {
-				failed <- g.writeBasalt(ctx, w, &acked)
-			} else {
-				failed <- g.writeKubo(ctx, w)
+			switch g.plan.Store {
+			case Basalt:
+				failed <- g.writeBasalt(ctx, w, &so)
+			case Kubo:
+				failed <- g.addFiles(w)
+			default:
+				failed <- g.writeAsKubo(ctx, w)
 			}
 		}()
+	}
+	if g.plan.ours() {
+		go g.clock()
+		go g.reclaim(ctx)
 	}
 	return <-failed
 }
 
-// writeBasalt puts blocks alone and by batch, and metadata that stands for all that was acknowledged before; it deletes some again.
-func (g *guest) writeBasalt(ctx context.Context, writer int, acked *[writers]atomic.Int64) error {
+// sofar is what a round has done, by writer: all below these numbers is acknowledged.
+type sofar struct{ acked, pinned, deleted [writers]atomic.Int64 }
+
+func list(all *[writers]atomic.Int64) string {
+	var text []string
+	for w := range all {
+		text = append(text, fmt.Sprint(all[w].Load()))
+	}
+	return strings.Join(text, ",")
+}
+
+// clock says what time it is here, which is not the host's, and how late timers are, as the store's own may be.
+func (g *guest) clock() {
+	const every = 20 * time.Millisecond
+	began, latest := time.Now(), time.Duration(0)
+	for i := 0; ; i++ {
+		before := time.Now()
+		time.Sleep(every)
+		if late := time.Since(before) - every; late > latest {
+			latest = late
+			g.line("late %d", late.Milliseconds())
+		}
+		if i%5 == 0 {
+			g.line("tick %d", time.Since(began).Milliseconds())
+		}
+	}
+}
+
+// reclaim has the space of what was deleted given back, again and again: holes, compaction and recycling are under way when the power goes.
+func (g *guest) reclaim(ctx context.Context) {
+	segments, bytes := uint64(0), uint64(0)
+	for {
+		time.Sleep(time.Duration(300+rand.IntN(1500)) * time.Millisecond) // it flushes, and what is flushed no cut takes
+		var answer *basaltv1.ReclaimResponse
+		var err error
+		if g.kubo != nil {
+			err = g.kubo.Admin(func(ctx context.Context, admin basaltv1.AdminClient) (err error) {
+				answer, err = admin.Reclaim(ctx, &basaltv1.ReclaimRequest{})
+				return err
+			})
+		} else {
+			answer, err = g.admin.Reclaim(ctx, &basaltv1.ReclaimRequest{})
+		}
+		if err != nil {
+			g.line("step reclaim: %s", oneLine(err))
+			return
+		}
+		if answer.Segments+answer.FreedBytes > 0 {
+			segments += answer.Segments
+			bytes += answer.FreedBytes
+			g.line("reclaimed %d %d", segments, bytes)
+		}
+	}
+}
+
+// writeBasalt puts blocks alone and by batch, and metadata that stands for all that was acknowledged before; it deletes some again, and syncs
+// now and then.
+func (g *guest) writeBasalt(ctx context.Context, writer int, so *sofar) error {
+	const pinEvery, syncEvery = 10, 70
 	pins := 0
 	for index := 0; ; {
 		n := name{g.plan.Round, writer, index}
@@ -272,7 +358,7 @@ func (g *guest) writeBasalt(ctx context.Context, writer int, acked *[writers]ato
 		if err != nil {
 			return err
 		}
-		acked[writer].Store(int64(next))
+		so.acked[writer].Store(int64(next))
 		g.line("acked %d %d %d", writer, index, next)
 
 		for i := index; i < next; i++ {
@@ -283,26 +369,39 @@ func (g *guest) writeBasalt(ctx context.Context, writer int, acked *[writers]ato
 				}
 			}
 			// Kubo unpins, then gc deletes: the pin's end is durable before the block's may be.
-			if old := (name{n.round, writer, i - 8}); i >= 8 && old.passing() {
+			if old := (name{n.round, writer, i - later}); i >= later && old.fleeting() {
 				digest := sha256.Sum256(content(g.plan.Seed, old))
-				if err := g.store.Delete(ctx, ownPin(old)); err != nil {
-					return err
+				if old.passing() {
+					if err := g.store.Delete(ctx, ownPin(old)); err != nil {
+						return err
+					}
 				}
 				if err := g.store.Delete(ctx, blocksPrefix.Child(blockKey(digest))); err != nil {
 					return err
 				}
 			}
+			so.deleted[writer].Store(int64(max(0, i+1-later)))
 		}
-		if index/10 != next/10 {
+		if index/pinEvery != next/pinEvery {
 			var value strings.Builder
-			for w := range acked {
-				fmt.Fprintf(&value, "%d ", acked[w].Load())
+			for w := range so.acked {
+				fmt.Fprintf(&value, "%d ", so.acked[w].Load())
 			}
+			g.line("flushing %d", writer)
 			if err := g.store.Put(ctx, pinKey(n.round, writer, pins), []byte(value.String())); err != nil {
 				return err
 			}
 			g.line("pinned %d %d", writer, pins)
 			pins++
+			so.pinned[writer].Store(int64(pins))
+		}
+		if shift := syncEvery / writers * writer; (index+shift)/syncEvery != (next+shift)/syncEvery {
+			g.line("flushing %d", writer)
+			before := fmt.Sprintf("%s %s %s", list(&so.acked), list(&so.pinned), list(&so.deleted))
+			if err := g.store.Sync(ctx, ds.NewKey("/")); err != nil {
+				return err
+			}
+			g.line("synced %d %s", writer, before)
 		}
 		index = next
 	}
@@ -332,8 +431,8 @@ func (g *guest) batch(ctx context.Context, n name, size int) error {
 	return batch.Commit(ctx)
 }
 
-// writeKubo does what `ipfs add` does for a file of some blocks: a batch, Sync of the blocks, the pin. Only then it is acknowledged.
-func (g *guest) writeKubo(ctx context.Context, writer int) error {
+// writeAsKubo does what `ipfs add` does for a file of some blocks: a batch, Sync of the blocks, the pin. Only then it is acknowledged.
+func (g *guest) writeAsKubo(ctx context.Context, writer int) error {
 	const file = 5
 	for pins := 0; ; pins++ {
 		first := pins * file

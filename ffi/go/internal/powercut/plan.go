@@ -18,6 +18,8 @@ type Store string
 
 const (
 	Basalt Store = "basalt"
+	// Kubo is `ipfs daemon` with the profile `basalt`, and the agent that it starts.
+	Kubo Store = "kubo"
 	// Flatfs is go-ds-flatfs with the pins in go-ds-leveldb, with the settings of a new Kubo repo, driven as `ipfs add` drives them.
 	Flatfs Store = "flatfs"
 	// FlatfsSync is Flatfs with "sync": true.
@@ -38,6 +40,9 @@ type Plan struct {
 	Write      bool // then write until the cut
 	Binary     string
 }
+
+// ours says whether the store is Basalt, which promises something.
+func (p Plan) ours() bool { return p.Store == Basalt || p.Store == Kubo }
 
 // Encode is for the guest's command line.
 func (p Plan) Encode() string {
