@@ -91,6 +91,14 @@ func (k *Kubo) locate() (err error) {
 	return err
 }
 
+// Configure sets one of Kubo's own settings, in JSON, for the next start.
+func (k *Kubo) Configure(setting, value string) error {
+	if out, err := k.command("config", "--json", setting, value).CombinedOutput(); err != nil {
+		return fmt.Errorf("ipfs config %s %s: %w: %s", setting, value, err, out)
+	}
+	return nil
+}
+
 // Node is the folder of its node.
 func (k *Kubo) Node() string { return filepath.Join(k.repo, "basalt") }
 

@@ -49,8 +49,18 @@ func (g *guest) openKubo() error {
 		unix.Sync()
 	}
 	g.kubo = k
-	return errors.Join(k.Start(), k.Ready())
+	// Again where it ends, as an operator's systemd does: Kubo waits half a minute for its agent, and to an emulated guest whose clock jumps that
+	// may be a moment.
+	for range startsMax {
+		if err = errors.Join(k.Start(), k.Ready()); err == nil {
+			return nil
+		}
+		g.line("step Kubo has not come up: %s", oneLine(err))
+	}
+	return err
 }
+
+const startsMax = 6
 
 // addFiles adds files, unpins some again, and has Kubo collect them.
 func (g *guest) addFiles(writer int) error {
