@@ -51,7 +51,7 @@ type Kubo struct {
 	sockets []string
 }
 
-// Initialize makes the repo; env is for Kubo and the agent that it starts.
+// Initialize makes the repo, of any profile; env is for Kubo and the agent that it starts.
 func Initialize(program, basalt, dir, profile string, env ...string) (*Kubo, error) {
 	k, err := at(program, basalt, dir, env)
 	if err != nil {
@@ -83,8 +83,11 @@ func at(program, basalt, dir string, env []string) (k *Kubo, err error) {
 	return k, err
 }
 
-// locate learns where its node is.
+// locate learns where its node is. A repo with another store has none.
 func (k *Kubo) locate() (err error) {
+	if _, err := os.Stat(k.Node()); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if k.id, err = autostart.NodeID(k.Node()); err == nil {
 		k.sockets, err = autostart.DataSockets(k.Node(), k.id)
 	}

@@ -62,6 +62,7 @@ type guest struct {
 	count func(context.Context) (blocks, bytes uint64, err error) // nil where the store has no such figures
 	admin basaltv1.AdminClient                                    // nil where the store has none
 	kubo  *kuboload.Kubo
+	added []addedFile // of a repo that is to be moved, on its disk
 	say   sync.Mutex
 }
 
@@ -138,6 +139,8 @@ func (g *guest) open(ctx context.Context) error {
 		return g.openBasalt(ctx)
 	case Kubo:
 		return g.openKubo()
+	case Migration:
+		return g.openMigration()
 	default:
 		return g.openFlatfs()
 	}
@@ -232,7 +235,7 @@ func (g *guest) openFlatfs() error {
 
 // report says what is there, without knowing what should be.
 func (g *guest) report(ctx context.Context) error {
-	if g.plan.Store == Kubo {
+	if g.plan.files() {
 		return g.reportKubo(ctx)
 	}
 	results, err := g.store.Query(ctx, query.Query{KeysOnly: true})
@@ -271,6 +274,10 @@ func (g *guest) report(ctx context.Context) error {
 
 // write writes until the power is cut.
 func (g *guest) write(ctx context.Context) error {
+	if g.plan.Store == Migration {
+		go g.clock()
+		return g.migrate()
+	}
 	failed := make(chan error, writers)
 	var so sofar
 	for w := range writers {

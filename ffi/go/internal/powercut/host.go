@@ -101,6 +101,7 @@ var Lanes = []struct {
 	{"ext4-relaxed", Plan{FS: "ext4", Store: Basalt, Durability: "relaxed"}},
 	{"zfs-relaxed", Plan{FS: "zfs", Store: Basalt, Durability: "relaxed"}},
 	{"ext4-kubo", Plan{FS: "ext4", Store: Kubo, Durability: "ordered"}},
+	{"ext4-migration", Plan{FS: "ext4", Store: Migration, Durability: "ordered"}},
 }
 
 // Controls lose something, or the run proves nothing: Basalt of the same file, but its flushes do nothing, in the kernel or in the drive.
@@ -290,7 +291,7 @@ func (l *lane) write() error {
 	if l.cuts == 0 {
 		after = time.Duration((4 + 6*random.Float64()) * float64(time.Second)) // so that even a run of one cut has something to lose
 	} else if random.IntN(4) > 0 && l.promises() {
-		operations, after = 1+int(random.ExpFloat64()*500), lastWords
+		operations, after = 1+int(random.ExpFloat64()*l.plan.busy()), lastWords
 	}
 	cut := l.disk.CutAfter
 	if random.IntN(3) > 0 {
@@ -324,7 +325,7 @@ func (l *lane) write() error {
 		pinned += p.pinned[w]
 	}
 	what := fmt.Sprintf("%d blocks and %d pins acknowledged", acked, pinned)
-	if plan.Store == Kubo {
+	if plan.files() {
 		acked = 0
 		for _, f := range p.files {
 			if f.id != "" {
@@ -332,6 +333,9 @@ func (l *lane) write() error {
 			}
 		}
 		what = fmt.Sprintf("%d files added", acked)
+	}
+	if moves := life.count("step moved"); moves > 0 {
+		what += fmt.Sprintf(", moved %d times", moves)
 	}
 	if p.segments+p.freed > 0 {
 		what += fmt.Sprintf(", %d segments reclaimed", p.segments)
@@ -364,6 +368,16 @@ type life struct {
 	begun  bool
 	lines  []string // what it said about itself
 	err    error    // of its words
+}
+
+// count says how many lines about itself had these words.
+func (v *life) count(words string) (count int) {
+	for _, line := range v.lines {
+		if strings.Contains(line, words) {
+			count++
+		}
+	}
+	return count
 }
 
 // live boots a guest on the lane's disk and lets it do the plan until the power is cut: by what arm set up once the guest writes, by what

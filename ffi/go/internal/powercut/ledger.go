@@ -232,7 +232,7 @@ func (l *ledger) check(r *report) Verdict {
 	if r.dead != "" {
 		v.note("the store does not open: %s", r.dead)
 	}
-	if l.plan.Store == Kubo {
+	if l.plan.files() {
 		l.checkFiles(r, &v)
 		return v
 	}

@@ -20,6 +20,8 @@ const (
 	Basalt Store = "basalt"
 	// Kubo is `ipfs daemon` with the profile `basalt`, and the agent that it starts.
 	Kubo Store = "kubo"
+	// Migration is a Kubo's repo that is being moved from flatfs to Basalt and back when the power goes.
+	Migration Store = "migration"
 	// Flatfs is go-ds-flatfs with the pins in go-ds-leveldb, with the settings of a new Kubo repo, driven as `ipfs add` drives them.
 	Flatfs Store = "flatfs"
 	// FlatfsSync is Flatfs with "sync": true.
@@ -42,7 +44,18 @@ type Plan struct {
 }
 
 // ours says whether the store is Basalt, which promises something.
-func (p Plan) ours() bool { return p.Store == Basalt || p.Store == Kubo }
+func (p Plan) ours() bool { return p.Store == Basalt || p.files() }
+
+// files says whether it is a Kubo with files, and not a store with blocks.
+func (p Plan) files() bool { return p.Store == Kubo || p.Store == Migration }
+
+// busy is about how many writes or flushes it has for a disk in a life worth cutting.
+func (p Plan) busy() float64 {
+	if p.Store == Migration {
+		return 25 // a move has about 30 of either
+	}
+	return 500
+}
 
 // Encode is for the guest's command line.
 func (p Plan) Encode() string {
