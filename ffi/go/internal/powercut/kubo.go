@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -36,7 +37,13 @@ func (g *guest) openKubo() error {
 	var k *kuboload.Kubo
 	var err error
 	if g.plan.Make {
-		k, err = kuboload.Initialize(program, basalt, dir, "basalt", small...)
+		for range startsMax {
+			if k, err = kuboload.Initialize(program, basalt, dir, "basalt", small...); err == nil {
+				break
+			}
+			g.line("step the repo is not made: %s", oneLine(err))
+			os.RemoveAll(dir)
+		}
 	} else {
 		k, err = kuboload.Open(program, basalt, dir, small...)
 	}
