@@ -5,7 +5,7 @@ export BASALT_ROOT := $(CURDIR)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help need build run test test-rust test-go test-run lint fmt bench crash-search broken-rules kill-test soak power-cut clean
+.PHONY: help need build run test test-rust test-go test-run lint fmt bench crash-search fuzz broken-rules kill-test soak power-cut clean
 
 go_module := $(dir $(wildcard ffi/go/go.mod))
 
@@ -42,6 +42,9 @@ fmt: ## format Rust and Go
 
 crash-search: need ## cut the power before every disk operation of SEEDS=n workloads; SEED=0x… replays one
 	@tools/crash-search
+
+fuzz: need ## feed hostile bytes to every decoder, each for SECONDS=n (60)
+	@FUZZ_SECONDS=$(or $(SECONDS),60) tools/fuzz
 
 broken-rules: need ## break each rule of the store in a copy, and see that a test notices
 	@tools/broken-rules

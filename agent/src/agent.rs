@@ -12,6 +12,7 @@ use std::{
 use basalt_blockstore::{Error, ErrorKind};
 use basalt_node::{Config as NodeConfig, Host, Node, NodeFile, Server, client, lock::OwnerLock, sockets::Paths};
 use basalt_proto::v1::{HandOverRequest, StatusRequest, StatusResponse};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
@@ -35,6 +36,7 @@ pub async fn agent(node: &Path, options: &Agent) -> Outcome {
     let file = require_node(node)?;
     let loaded = Loaded::load(node, &options.config)?;
     let level = begin_log(node, &file, options, &loaded)?;
+    raise_open_files();
     // From here on, what ends the agent is in its log as well.
     let outcome = serve(node, options, loaded, level).await;
     if let Err(failure) = &outcome {
@@ -61,6 +63,16 @@ fn begin_log(node: &Path, file: &NodeFile, options: &Agent, loaded: &Loaded) -> 
         }
     }
     logging::begin(&config.log_level, config.log_json, None)
+}
+
+/// Takes as many open files as the system allows: the soft limit of most shells and units is for programs that use select(2).
+fn raise_open_files() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(err) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%err, soft, hard, "can't raise the limit of open files");
+    }
 }
 
 async fn serve(path: &Path, options: &Agent, loaded: Loaded, level: LevelHandle) -> Outcome {

@@ -218,7 +218,7 @@ pub enum ScrubAction {
     Resume,
 }
 
-fn rate(text: &str) -> Result<u64, String> {
+pub(crate) fn rate(text: &str) -> Result<u64, String> {
     basalt_node::config::bytes(text)
         .filter(|rate| *rate > 0)
         .ok_or_else(|| "write a number of bytes a second, or one with a unit such as 64MiB".to_owned())

@@ -22,14 +22,42 @@ const EXTENSION: &str = ".data";
 
 /// How flatfs finds the sub-folder of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sharding {
+pub(crate) enum Sharding {
     Prefix(usize),
     Suffix(usize),
     NextToLast(usize),
 }
 
+/// Longest SHARDING file that is read, in bytes.
+const SHARDING_BYTES_MAX: u64 = 4096;
+/// Largest block that is read from a file: above every block that a node takes by default, and below what would fill the memory.
+pub const BLOCK_BYTES_MAX: u64 = 64 << 20;
+
+fn read_sharding(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(SHARDING_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+impl BlockFile {
+    /// Its bytes. A file that is larger than a block can be is an error, found before it is read.
+    pub fn read(&self) -> io::Result<Vec<u8>> {
+        let file = File::open(&self.path)?;
+        let len = file.metadata()?.len();
+        if len > BLOCK_BYTES_MAX {
+            let what = format!(
+                "its {len} bytes are more than the {BLOCK_BYTES_MAX} that a block can have: it is none, move it away"
+            );
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+        }
+        let mut bytes = Vec::with_capacity(len as usize);
+        file.take(BLOCK_BYTES_MAX).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
 impl Sharding {
-    fn parse(text: &str) -> Option<Sharding> {
+    pub(crate) fn parse(text: &str) -> Option<Sharding> {
         let (function, width) = text.trim().strip_prefix("/repo/flatfs/shard/v1/")?.split_once('/')?;
         let width = width.parse().ok().filter(|width| (1..=32).contains(width))?;
         match function {
@@ -41,7 +69,7 @@ impl Sharding {
     }
 
     /// The sub-folder of a key; flatfs pads short keys with underscores.
-    fn folder(self, key: &str) -> String {
+    pub(crate) fn folder(self, key: &str) -> String {
         let padded = |width: usize| format!("{}{key}", "_".repeat(width));
         match self {
             Sharding::Prefix(width) => format!("{key}{}", "_".repeat(width)).chars().take(width).collect(),
@@ -79,7 +107,7 @@ impl FlatfsReader {
             )));
         };
         let path = root.join(SHARDING);
-        let text = fs::read_to_string(&path).map_err(|err| Failure::io(format!("read {}", path.display()), err))?;
+        let text = read_sharding(&path).map_err(|err| Failure::io(format!("read {}", path.display()), err))?;
         if Sharding::parse(&text).is_none() {
             return Err(Failure::new(format!(
                 "{} says '{}', which is no sharding of flatfs v1: this is not a flatfs folder, or a newer one",
@@ -150,7 +178,7 @@ impl FlatfsWriter {
         let failed = |err| Failure::io(format!("make the flatfs folder {}", dir.display()), err);
         fs::create_dir_all(dir).map_err(failed)?;
         let path = dir.join(SHARDING);
-        let text = match fs::read_to_string(&path) {
+        let text = match read_sharding(&path) {
             Ok(text) => text,
             Err(err) if err.kind() == io::ErrorKind::NotFound => {
                 if fs::read_dir(dir).map_err(failed)?.next().is_some() {

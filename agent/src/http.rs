@@ -1,6 +1,6 @@
 //! `/metrics`, `/healthz` and `/readyz` over HTTP/1.1. Loopback by default; nothing here changes anything.
 
-use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -9,12 +9,18 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::exit::{Failure, Outcome};
 
-/// Connections served at a time; further ones wait in the backlog.
+/// Connections served at a time.
 const CONNECTIONS_MAX: usize = 64;
+/// A connection that is not done by then is cut off: the longest answer waits five seconds for its file systems.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
+/// Longest head of a request, in bytes.
+const BUFFER_BYTES_MAX: usize = 16 << 10;
+/// Pause after a connection that could not be accepted.
+const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 /// A client that has not sent its request's header by then is cut off.
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -35,22 +41,28 @@ pub async fn bind(address: SocketAddr) -> Outcome<TcpListener> {
     })
 }
 
-/// Serves until the process ends.
+/// Serves until the process ends. Nobody can keep others out: a connection has one request and little time, and where all places are taken, the
+/// oldest connection makes room.
 pub async fn serve<O: Observed>(listener: TcpListener, observed: Arc<O>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut serving: VecDeque<JoinHandle<()>> = VecDeque::new();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(err) => {
                 // Out of descriptors, mostly: try again when some may be free.
                 tracing::warn!(%err, "HTTP accepts no connection");
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                tokio::time::sleep(ACCEPT_AGAIN).await;
                 continue;
             }
         };
+        serving.retain(|connection| !connection.is_finished());
+        if serving.len() >= CONNECTIONS_MAX
+            && let Some(oldest) = serving.pop_front()
+        {
+            oldest.abort();
+        }
         let observed = Arc::clone(&observed);
-        tokio::spawn(async move {
+        serving.push_back(tokio::spawn(async move {
             let service = service_fn(|request| {
                 let observed = Arc::clone(&observed);
                 async move { Ok::<_, Infallible>(answer(&request, &*observed).await) }
@@ -58,13 +70,15 @@ pub async fn serve<O: Observed>(listener: TcpListener, observed: Arc<O>) {
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_DEADLINE)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-            if let Err(err) = served {
-                tracing::debug!(%err, "an HTTP connection ended early");
+                .max_buf_size(BUFFER_BYTES_MAX)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            match tokio::time::timeout(CONNECTION_DEADLINE, served).await {
+                Ok(Ok(())) => {}
+                Ok(Err(err)) => tracing::debug!(%err, "an HTTP connection ended early"),
+                Err(_) => tracing::debug!("an HTTP connection took too long"),
             }
-            drop(place);
-        });
+        }));
     }
 }
 

@@ -74,6 +74,18 @@ struct Note {
     counts: Counts,
 }
 
+impl Note {
+    fn parse(bytes: &[u8]) -> Option<Note> {
+        serde_json::from_slice(bytes).ok()
+    }
+}
+
+/// Whether a note reads back, for the tests of what does not.
+#[cfg(test)]
+pub(crate) fn reads_as_a_note(bytes: &[u8]) -> bool {
+    Note::parse(bytes).is_some()
+}
+
 /// Where the note of a source lies.
 #[derive(Debug)]
 struct Notebook {
@@ -90,7 +102,7 @@ impl Notebook {
     }
 
     fn read(&self) -> Option<Note> {
-        serde_json::from_slice(&fs::read(&self.path).ok()?).ok()
+        Note::parse(&fs::read(&self.path).ok()?)
     }
 
     fn write(&self, note: &Note) -> Outcome {
@@ -506,8 +518,17 @@ async fn flatfs_rounds(
         let (blocks, strangers) = reader.blocks(folder)?;
         findings.strangers += strangers.len() as u64;
         for block in blocks {
-            let value =
-                fs::read(&block.path).map_err(|err| Failure::io(format!("read {}", block.path.display()), err))?;
+            let value = match block.read() {
+                Ok(value) => value,
+                Err(err) if err.kind() == io::ErrorKind::FileTooLarge => {
+                    findings.damaged += 1;
+                    if findings.named.len() < DAMAGED_NAMED_MAX {
+                        findings.named.insert(block.path.display().to_string(), err.to_string());
+                    }
+                    continue;
+                }
+                Err(err) => return Err(Failure::io(format!("read {}", block.path.display()), err)),
+            };
             match check(&block.multihash, &value) {
                 Ok(()) => round.add(&block.multihash, value).await?,
                 Err(why) => {

@@ -15,6 +15,8 @@ mod doctor;
 mod exit;
 mod export;
 mod flatfs;
+#[cfg(test)]
+mod hostile_tests;
 mod http;
 mod import;
 mod init;

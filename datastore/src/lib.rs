@@ -107,6 +107,8 @@ struct Stores {
     is_closed: AtomicBool,
     /// Holds that are there or asked for.
     holds: AtomicUsize,
+    /// Bytes that queries sort at the moment.
+    sorting_bytes: AtomicUsize,
 }
 
 impl Stores {
@@ -197,6 +199,7 @@ impl Datastore {
             is_read_only,
             is_closed: AtomicBool::new(false),
             holds: AtomicUsize::new(0),
+            sorting_bytes: AtomicUsize::new(0),
         });
         let orders = !is_read_only && durability != Durability::Strict && env.clock.threads();
         let later = if orders { Some(Later::start(stores.clone())?) } else { None };

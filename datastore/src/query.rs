@@ -5,7 +5,7 @@
 //! An order is streamed where the stores run in it, and else sorted in memory, up to a limit. Values are read page by page after
 //! the sort, and not at all where nothing asks for them.
 
-use std::{borrow::Cow, cmp::Ordering};
+use std::{borrow::Cow, cmp::Ordering, sync::atomic::Ordering as AtomicOrdering};
 
 use basalt_blockstore::{Error, ErrorKind, Multihash, Result, store::Found};
 use basalt_sharding::Walk;
@@ -340,6 +340,40 @@ impl Compare {
     }
 }
 
+/// What an entry that is sorted takes in memory beside its value.
+const ENTRY_BYTES: usize = 128;
+/// Queries that sort may hold so many times what one of them may, all together.
+const SORTS: usize = 4;
+
+/// Memory that a query sorts in.
+struct Sorting<'a> {
+    stores: &'a Stores,
+    bytes: usize,
+}
+
+impl Sorting<'_> {
+    fn now(&mut self, bytes: usize) -> Result<()> {
+        let before = self.stores.sorting_bytes.fetch_add(bytes, AtomicOrdering::Relaxed);
+        self.stores.sorting_bytes.fetch_sub(self.bytes, AtomicOrdering::Relaxed);
+        let all = before.saturating_add(bytes).saturating_sub(self.bytes);
+        self.bytes = bytes;
+        let limit = self.stores.options.sort_bytes_max.saturating_mul(SORTS);
+        if all > limit && all > bytes {
+            let message = format!(
+                "queries sort {all} bytes at a time, more than the {limit} that {SORTS} times sort_bytes_max allows: ask again when others are done"
+            );
+            return Err(Error::new(ErrorKind::Unavailable, message));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Sorting<'_> {
+    fn drop(&mut self) {
+        self.stores.sorting_bytes.fetch_sub(self.bytes, AtomicOrdering::Relaxed);
+    }
+}
+
 /// Collects what satisfies the filters, in the query's order. Values are held only where an order asks for them; with a limit, no more than twice
 /// what the answer needs is held.
 fn sort(stores: &Stores, query: &Query, stream: &mut Stream<'_>) -> Result<Vec<Candidate>> {
@@ -351,6 +385,7 @@ fn sort(stores: &Stores, query: &Query, stream: &mut Stream<'_>) -> Result<Vec<C
     };
     let by_orders = |a: &Candidate, b: &Candidate| compare(&query.orders, a, b);
     let (mut held, mut value_bytes) = (Vec::new(), 0usize);
+    let mut sorting = Sorting { stores, bytes: 0 };
     while let Some(mut candidate) = stream.next()? {
         if !matches(stores, &query.filters, &mut candidate)? || (by_value && !candidate.read(stores)?) {
             continue;
@@ -378,6 +413,7 @@ fn sort(stores: &Stores, query: &Query, stream: &mut Stream<'_>) -> Result<Vec<C
             );
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
+        sorting.now(value_bytes.saturating_add(held.len().saturating_mul(ENTRY_BYTES)))?;
     }
     held.sort_unstable_by(by_orders);
     held.truncate(needed);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use basalt_blockstore::{Error, ErrorKind, Result};
 use basalt_proto::v1;
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     clients::{Introduction, Peer, Presence, Socket},
@@ -60,7 +61,7 @@ impl Node {
             gid: nix::unistd::getegid().as_raw(),
         };
         // The limit is for strangers.
-        let Some(presence) = self.clients().enter(Socket::Data, peer, usize::MAX) else {
+        let Some(presence) = self.clients().enter(Socket::Data, peer, usize::MAX, CancellationToken::new()) else {
             return Err(Error::new(ErrorKind::Unavailable, "the node takes no more clients"));
         };
         presence.connection().introduce(Introduction::of(said));
@@ -69,9 +70,11 @@ impl Node {
 }
 
 impl Introduction {
-    /// What a client says of itself is kept as long as it is connected, so not more of it than anybody needs.
+    /// What a client says of itself is kept as long as it is connected, so not more of it than anybody needs. It is shown on terminals, where
+    /// control characters would command.
     pub(crate) fn of(said: v1::HandshakeRequest) -> Introduction {
-        let short = |text: String| text.chars().take(128).collect();
+        let shown = |char: char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char };
+        let short = |text: String| text.chars().take(128).map(shown).collect();
         Introduction { name: short(said.client), role: short(said.role) }
     }
 }

@@ -30,6 +30,9 @@ use crate::{
 /// What is quarantined, in a status; all of it is listed by a call of its own.
 const QUARANTINED_MAX: usize = 100;
 
+/// One connection may have one in so many of the queries that may be under way.
+const QUERIES_SHARE: usize = 16;
+
 /// Keys that one step of the sweep of expired keys looks at, so that it holds nobody up.
 const SWEEP_KEYS: usize = 4096;
 
@@ -111,7 +114,10 @@ impl Node {
             scrubber,
             incarnation: layout::random_bytes()?,
             opened: Instant::now(),
-            clients: Clients::new(),
+            clients: Clients::new(
+                config.transfer_memory_bytes.max(4 * grpc::message_bytes_max(&config)),
+                (config.queries_max / QUERIES_SHARE).max(1),
+            ),
             calls: Arc::default(),
             sockets: Mutex::default(),
             hand_over: watch::Sender::new(None),

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use basalt_blockstore::{Error, ErrorKind, Result};
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +13,7 @@ use crate::{
     clients::Socket,
     grpc,
     node::Node,
-    sockets::{self, Allowed, Bound, Conn, Paths},
+    sockets::{self, Allowed, Bound, Bounds, Conn, Paths},
 };
 
 /// Flow control windows: a block and the next ones fit, so that a stream of them never waits for a window update.
@@ -22,6 +23,12 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const FRAME_BYTES_MAX: u32 = 1 << 20;
 /// Calls that one connection may have under way.
 const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
+/// Streams of one connection that were reset before they were looked at; a client that goes on is cut off (HTTP/2 rapid reset).
+const RESET_STREAMS_MAX: usize = 64;
+/// Largest header of a call, decoded.
+const HEADER_LIST_BYTES_MAX: u32 = 8 << 10;
+/// How long the answer to a ping may take.
+const PING_DEADLINE: Duration = Duration::from_secs(20);
 /// How long connections have to notice that they are cut.
 const CUT_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -65,9 +72,10 @@ impl Server {
         };
         let stopped = |stop: CancellationToken| async move { stop.cancelled().await };
         let serve_admin =
-            transport().serve_with_incoming_shutdown(grpc::admin(node), admin, stopped(server.stop.clone()));
+            transport(node).serve_with_incoming_shutdown(grpc::admin(node), admin, stopped(server.stop.clone()));
         server.tasks.push(tokio::spawn(serve_admin));
-        let serve_data = transport().serve_with_incoming_shutdown(grpc::data(node), data, stopped(server.stop.clone()));
+        let serve_data =
+            transport(node).serve_with_incoming_shutdown(grpc::data(node), data, stopped(server.stop.clone()));
         server.tasks.push(tokio::spawn(serve_data));
         node.set_sockets(Some(paths.clone()));
         tracing::info!(data = %paths.data.display(), admin = %paths.admin.display(), "serving");
@@ -87,9 +95,13 @@ impl Server {
         let (bound, listener) = Bound::listen(path, &allowed)?;
         self.bound.push(bound);
         let node = &self.node;
-        let max = node.config().connections_max;
+        let bounds = Bounds {
+            connections_max: node.config().connections_max.min(descriptors_for_a_socket()),
+            handshake_deadline: node.config().sockets.handshake_deadline,
+            stall_deadline: node.config().sockets.stall_deadline,
+        };
         let (stop, cut) = (self.stop.clone(), self.cut.clone());
-        Ok(ReceiverStream::new(sockets::accept(listener, allowed, node.clients().clone(), max, stop, cut)))
+        Ok(ReceiverStream::new(sockets::accept(listener, allowed, node.clients().clone(), bounds, stop, cut)))
     }
 
     /// Where the sockets are.
@@ -145,8 +157,21 @@ impl Drop for Server {
     }
 }
 
-fn transport() -> Transport {
+/// Connections must leave descriptors for segments and the index: each socket has a quarter of what the process may open.
+fn descriptors_for_a_socket() -> usize {
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, _)) => usize::try_from(soft / 4).unwrap_or(usize::MAX).max(4),
+        Err(_) => usize::MAX,
+    }
+}
+
+fn transport(node: &Node) -> Transport {
+    let keepalive = node.config().sockets.keepalive;
     Transport::builder()
+        .http2_keepalive_interval(Some(keepalive))
+        .http2_keepalive_timeout(Some(keepalive.min(PING_DEADLINE)))
+        .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
+        .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES_MAX)

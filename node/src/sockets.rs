@@ -15,7 +15,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use basalt_blockstore::{Error, ErrorKind, Result};
@@ -24,6 +24,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{UnixListener, UnixStream},
     sync::mpsc,
+    time::Sleep,
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
@@ -228,17 +229,50 @@ impl Bound {
     }
 }
 
+/// What a connection may do and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Connections that may be open on one socket.
+    pub(crate) connections_max: usize,
+    /// A connection that has not asked for anything after this long is closed.
+    pub(crate) handshake_deadline: Duration,
+    /// A client that takes no byte of what is sent to it for this long is cut off.
+    pub(crate) stall_deadline: Duration,
+}
+
+/// What goes wrong again and again is said once a second at most, with how often.
+#[derive(Debug)]
+struct Seldom {
+    said: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Seldom {
+    const EVERY: Duration = Duration::from_secs(1);
+
+    /// How often it happened since it was said, where it is time to say it again.
+    fn now(&mut self) -> Option<u64> {
+        self.unsaid += 1;
+        if self.said.is_some_and(|said| said.elapsed() < Seldom::EVERY) {
+            return None;
+        }
+        self.said = Some(Instant::now());
+        Some(std::mem::take(&mut self.unsaid))
+    }
+}
+
 /// Accepts until `stop`; hands over the connections that are admitted.
 pub(crate) fn accept(
     listener: UnixListener,
     allowed: Allowed,
     clients: Arc<Clients>,
-    connections_max: usize,
+    bounds: Bounds,
     stop: CancellationToken,
     cut: CancellationToken,
 ) -> mpsc::Receiver<io::Result<Conn>> {
     let (accepted, incoming) = mpsc::channel(16);
     tokio::spawn(async move {
+        let mut refusals = Seldom { said: None, unsaid: 0 };
         loop {
             let stream = tokio::select! {
                 () = stop.cancelled() => return,
@@ -246,15 +280,25 @@ pub(crate) fn accept(
                     Ok((stream, _)) => stream,
                     Err(err) => {
                         // Out of descriptors or memory: the connection waits in the kernel's queue meanwhile.
-                        tracing::warn!(socket = %allowed.socket, %err, "can't accept a connection");
+                        if let Some(times) = refusals.now() {
+                            tracing::warn!(socket = %allowed.socket, %err, times, "can't accept a connection");
+                        }
                         tokio::time::sleep(Duration::from_millis(100)).await;
                         continue;
                     }
                 },
             };
-            let Some(conn) = admit(stream, &allowed, &clients, connections_max, &cut) else { continue };
-            if accepted.send(Ok(conn)).await.is_err() {
-                return;
+            match admit(stream, &allowed, &clients, bounds, &cut) {
+                Ok(conn) => {
+                    if accepted.send(Ok(conn)).await.is_err() {
+                        return;
+                    }
+                }
+                Err(refusal) => {
+                    if let Some(times) = refusals.now() {
+                        tracing::warn!(socket = %allowed.socket, times, "refused a connection: {refusal}");
+                    }
+                }
             }
         }
     });
@@ -265,42 +309,86 @@ fn admit(
     stream: UnixStream,
     allowed: &Allowed,
     clients: &Arc<Clients>,
-    connections_max: usize,
+    bounds: Bounds,
     cut: &CancellationToken,
-) -> Option<Conn> {
+) -> std::result::Result<Conn, String> {
     let socket = allowed.socket;
-    let credentials = match stream.peer_cred() {
-        Ok(credentials) => credentials,
-        Err(err) => {
-            tracing::warn!(%socket, %err, "refused a connection: the kernel does not say whose it is");
-            return None;
-        }
-    };
+    let credentials = stream.peer_cred().map_err(|err| format!("the kernel does not say whose it is: {err}"))?;
     let peer = Peer {
         pid: credentials.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
         uid: credentials.uid(),
         gid: credentials.gid(),
     };
+    let who = format!("uid {}, gid {}, pid {}", peer.uid, peer.gid, peer.pid);
     if !allowed.admits(peer) {
         let prefix = prefix(socket);
-        tracing::warn!(
-            %socket, uid = peer.uid, gid = peer.gid, pid = peer.pid,
-            "refused a connection: its user is not allowed; add it to [sockets] {prefix}allow_uids or its group to {prefix}allow_gids"
-        );
-        return None;
+        return Err(format!(
+            "its user is not allowed ({who}); add it to [sockets] {prefix}allow_uids or its group to {prefix}allow_gids"
+        ));
     }
-    let Some(presence) = clients.enter(socket, peer, connections_max) else {
-        tracing::warn!(%socket, uid = peer.uid, pid = peer.pid, connections_max, "refused a connection: [limits] connections_max are open");
-        return None;
+    let max = bounds.connections_max;
+    let Some(presence) = clients.enter(socket, peer, max, cut.child_token()) else {
+        return Err(format!(
+            "{max} are open, all by clients that use them ({who}): [limits] connections_max, or a quarter of the open files that the \
+             process may have, is the limit"
+        ));
     };
-    Some(Conn { stream, cut: Box::pin(cut.clone().cancelled_owned()), presence })
+    let connection = presence.connection();
+    tokio::spawn(async move {
+        let cut = connection.cut().clone();
+        tokio::select! {
+            () = cut.cancelled() => {}
+            () = tokio::time::sleep(bounds.handshake_deadline) => {
+                if !connection.is_introduced() {
+                    tracing::debug!(pid = connection.peer().pid, "closed a connection that asked for nothing");
+                    cut.cancel();
+                }
+            }
+        }
+    });
+    Ok(Conn {
+        stream,
+        cut: Box::pin(presence.connection().cut().clone().cancelled_owned()),
+        stall: None,
+        stall_deadline: bounds.stall_deadline,
+        presence,
+    })
 }
 
-/// An admitted connection. Ends with an error once the server cuts what has not drained.
+/// An admitted connection. Ends with an error once it is cut: by a server that closes, because it asks for nothing or holds too much, or because
+/// its client takes nothing.
 pub(crate) struct Conn {
     stream: UnixStream,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Runs while bytes wait for the client.
+    stall: Option<Pin<Box<Sleep>>>,
+    stall_deadline: Duration,
     presence: Presence,
+}
+
+impl Conn {
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the node closes this connection"));
+        }
+        Ok(())
+    }
+
+    /// What became of a write; one that waits too long fails.
+    fn written(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stall = None;
+            return written;
+        }
+        let deadline = self.stall_deadline;
+        let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(deadline)));
+        ready!(stall.as_mut().poll(cx));
+        tracing::warn!(
+            pid = self.presence.connection().peer().pid,
+            "cut off a client that takes nothing of what is sent to it"
+        );
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
+    }
 }
 
 impl Connected for Conn {
@@ -313,16 +401,17 @@ impl Connected for Conn {
 
 impl AsyncRead for Conn {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.cut.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the node is closing")));
-        }
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
+// A connection whose client takes nothing may be polled for writing alone.
 impl AsyncWrite for Conn {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buffer)
+        self.check(cx)?;
+        let written = Pin::new(&mut self.stream).poll_write(cx, buffer);
+        self.written(cx, written)
     }
 
     fn poll_write_vectored(
@@ -330,7 +419,9 @@ impl AsyncWrite for Conn {
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
+        self.check(cx)?;
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, buffers);
+        self.written(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -129,7 +129,11 @@ impl Sandbox {
 
     /// A command with this folder as the only thing that it knows of the machine.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_basalt"));
+        self.program(env!("CARGO_BIN_EXE_basalt"), args)
+    }
+
+    fn program(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("BASALT_") {
                 command.env_remove(name);
@@ -167,11 +171,23 @@ impl Sandbox {
         self.agent_with(args, &[])
     }
 
+    /// Starts an agent from a line of shell, which has the program in $0 and its arguments in $@.
+    #[allow(dead_code, reason = "for the tests of hostile clients")]
+    pub fn agent_under(&self, shell: &str, args: &[&str]) -> Agent {
+        let mut all = vec!["-c", shell, env!("CARGO_BIN_EXE_basalt")];
+        all.extend(args);
+        self.started("sh", &all, &[])
+    }
+
     pub fn agent_with(&self, args: &[&str], environment: &[(&str, &str)]) -> Agent {
         let mut all = vec!["agent"];
         all.extend(args);
+        self.started(env!("CARGO_BIN_EXE_basalt"), &all, environment)
+    }
+
+    fn started(&self, program: &str, all: &[&str], environment: &[(&str, &str)]) -> Agent {
         let log = self.path(&format!("agent-{}.log", COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)));
-        let mut command = self.command(&all);
+        let mut command = self.program(program, all);
         command.envs(environment.iter().copied()).stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
         let mut agent = Agent { child: command.spawn().unwrap(), log };
         let pid = u64::from(agent.child.id());

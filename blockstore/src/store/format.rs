@@ -474,11 +474,15 @@ pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// Takes an unsigned LEB128 varint off the front.
+/// Takes an unsigned LEB128 varint off the front; `None` for one that is cut or has more than 64 bits.
 pub fn varint(rest: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for (i, &byte) in rest.iter().take(10).enumerate() {
-        value |= u64::from(byte & 0x7f).checked_shl(7 * i as u32)?;
+        let (bits, shift) = (u64::from(byte & 0x7f), 7 * i as u32);
+        if bits << shift >> shift != bits {
+            return None;
+        }
+        value |= bits << shift;
         if byte & 0x80 == 0 {
             *rest = &rest[i + 1..];
             return Some(value);

@@ -28,6 +28,8 @@ mod core;
 mod crash_tests;
 mod entry;
 pub mod format;
+#[cfg(test)]
+mod hostile_tests;
 mod location;
 mod quarantine;
 mod reclaim;

@@ -63,8 +63,8 @@ pub struct ScrubState {
     pub unreadable: u64,
     /// Damaged stretches of the log in which nothing live stood.
     pub dead_ranges: u64,
-    next: Location,
-    until: Location,
+    pub(super) next: Location,
+    pub(super) until: Location,
 }
 
 /// What one step of a scrub did.
@@ -687,7 +687,7 @@ const SCRUB_BYTES: usize = 8 + SCRUB_FIELDS * 8 + 8;
 impl ScrubState {
     /// File `scrub`: magic | 1 if a pass is under way + 2 if it is paused | next | until | started | finished | bytes | records | damaged | rescued |
     /// unreadable | dead ranges, each u64; then the SipHash of what is before.
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = SCRUB_MAGIC.to_vec();
         let fields: [u64; SCRUB_FIELDS] = [
             u64::from(self.active) | u64::from(self.paused) << 1,
@@ -708,7 +708,7 @@ impl ScrubState {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<ScrubState> {
+    pub(super) fn decode(bytes: &[u8]) -> Option<ScrubState> {
         let body = SCRUB_BYTES - 8;
         if bytes.len() != SCRUB_BYTES || bytes[..8] != *SCRUB_MAGIC || note_check(&bytes[..body]) != u64_at(bytes, body)
         {

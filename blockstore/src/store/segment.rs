@@ -73,10 +73,10 @@ pub(super) fn file_name(id: u64) -> String {
     format!("seg-{id:08x}.log")
 }
 
-/// The id of a segment's file name.
+/// The id of a segment's file name. No two names have the same id: another way to write one ("seg-+0000001.log") is no segment.
 pub(super) fn id_of_file_name(name: &str) -> Option<u64> {
     let hex = name.strip_prefix("seg-")?.strip_suffix(".log")?;
-    (hex.len() == 8).then(|| u64::from_str_radix(hex, 16).ok()).flatten()
+    u64::from_str_radix(hex, 16).ok().filter(|id| file_name(*id) == name)
 }
 
 /// Whether a file is what an interrupted creation left behind.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 
 	"basalt.dev/go/internal/basaltv1"
 	"google.golang.org/grpc"
@@ -45,6 +46,9 @@ func (n *Node) Get(ctx context.Context, key string) (value []byte, err error) {
 func (n *Node) Size(ctx context.Context, key string) (size int, err error) {
 	err = n.call(ctx, "get size", key, func(ctx context.Context, s *session, o ...grpc.CallOption) error {
 		r, err := s.rpc.GetSize(ctx, &basaltv1.GetSizeRequest{Key: key}, o...)
+		if r.GetSize() > math.MaxInt64 {
+			return &Error{Unknown, "get size", key, fmt.Sprintf("the node answered with a size of %d", r.GetSize())}
+		}
 		size = int(r.GetSize())
 		return err
 	})

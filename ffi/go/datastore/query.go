@@ -190,6 +190,9 @@ func (r *reader) result(e *basaltv1.Entry) (query.Result, error) {
 		}
 		key = key[len(m):]
 	}
+	if !isKey(key) {
+		return query.Result{}, &Error{Unknown, "query", r.d.mount, fmt.Sprintf("the node answered with %q, which is no key", e.Key)}
+	}
 	result := query.Result{Entry: query.Entry{Key: key, Size: int(e.Size)}}
 	if !r.q.KeysOnly {
 		result.Value = e.Value
@@ -202,6 +205,11 @@ func (r *reader) result(e *basaltv1.Entry) (query.Result, error) {
 		result.Expiration = expirationOf(e)
 	}
 	return result, nil
+}
+
+// isKey says whether ds.RawKey takes it: that is what Kubo makes of what it lists, and it panics on others.
+func isKey(s string) bool {
+	return s == "/" || len(s) > 1 && s[0] == '/' && s[len(s)-1] != '/'
 }
 
 func expirationOf(e *basaltv1.Entry) time.Time { return expiration(e.ExpiresUnixMs) }

@@ -36,9 +36,14 @@ type stream struct {
 	recv    grpc.ServerStreamingClient[basaltv1.QueryResponse]
 	entries []*basaltv1.Entry
 	last    string // the last key handed out, in the node's terms
+	resumed int    // times in a row that the answer broke behind the same key
+	behind  string // that key
 	done    bool   // all was received, or an error handed out
 	err     error  // handed out
 }
+
+// resumesMax is how often a query goes on behind the same key: an agent that restarts gets further each time.
+const resumesMax = 8
 
 // hold is the rpc in progress and the connection that it keeps.
 type hold struct {
@@ -158,6 +163,12 @@ func (s *stream) more() error {
 	}
 	if !s.resumable() {
 		return s.cut(fmt.Errorf("the agent went away in its midst (%v), and a query with orders, offset or limit can't be resumed; run it again", ft.err))
+	}
+	if s.behind != s.last {
+		s.resumed, s.behind = 0, s.last
+	}
+	if s.resumed++; s.resumed > resumesMax {
+		return s.cut(fmt.Errorf("it broke %d times at the same place: %v", s.resumed, ft.err))
 	}
 	s.node.retire(h.session)
 	s.finish()

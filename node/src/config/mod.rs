@@ -38,6 +38,8 @@ pub struct Config {
     pub queries_max: usize,
     /// Connections that may be open at a time, on each socket.
     pub connections_max: usize,
+    /// Bytes of requests and answers that may be on their way at a time, on both sockets together.
+    pub transfer_memory_bytes: usize,
     /// How long calls under way may take to finish when the node closes.
     pub drain_deadline: Duration,
     /// How everything is read back in the background.
@@ -57,6 +59,12 @@ pub struct Sockets {
     pub data_access: Access,
     /// Who may connect to the admin socket.
     pub admin_access: Access,
+    /// A connection that has asked for nothing by then is closed.
+    pub handshake_deadline: Duration,
+    /// Time between two pings that ask whether a client is still there.
+    pub keepalive: Duration,
+    /// A client that takes nothing of what is sent to it for this long is cut off.
+    pub stall_deadline: Duration,
 }
 
 /// Who may connect to a socket.
@@ -140,6 +148,7 @@ impl Config {
             batch_memory_bytes: bytes("limits", "batch_memory_bytes"),
             queries_max: bytes("limits", "queries_max"),
             connections_max: bytes("limits", "connections_max"),
+            transfer_memory_bytes: bytes("limits", "transfer_memory_bytes"),
             drain_deadline: ms("node", "drain_deadline_ms"),
             scrub: ScrubOptions {
                 rate_bytes: settings.integer("scrub", "rate_bytes"),
@@ -151,6 +160,9 @@ impl Config {
                 admin_path: path("admin_path"),
                 data_access: access("allow_uids", "allow_gids"),
                 admin_access: access("admin_allow_uids", "admin_allow_gids"),
+                handshake_deadline: ms("sockets", "handshake_deadline_ms"),
+                keepalive: ms("sockets", "keepalive_ms"),
+                stall_deadline: ms("sockets", "stall_deadline_ms"),
             },
         }
     }
@@ -279,7 +291,8 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Integer { min: 1, max: 1 << 16 },
         default: || integer(256u64),
         reload: false,
-        about: "Queries that may be under way at a time; the next ones wait.",
+        about: "Queries that may be under way at a time, and a sixteenth of them for one client; the next ones wait. One whose client has read nothing \
+                for 5 s is broken off, with an error, when others wait.",
     },
     Setting {
         section: "limits",
@@ -287,7 +300,17 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Integer { min: 1, max: 1 << 16 },
         default: || integer(1024u64),
         reload: false,
-        about: "Connections that may be open at a time on each socket; further ones are closed.",
+        about: "Connections that may be open at a time on each socket, and not more than a quarter of the open files that the process may have. \
+                A further one takes the place of one that has asked for nothing yet, or is closed.",
+    },
+    Setting {
+        section: "limits",
+        key: "transfer_memory_bytes",
+        kind: Kind::Bytes { min: 16 * MIB, max: 64 * GIB },
+        default: || integer(512 * MIB),
+        reload: false,
+        about: "Memory for requests that are being received and answers that clients have not taken yet, on both sockets together; never less than \
+                four of the largest messages. Beyond it the client that holds most is cut off.",
     },
     Setting {
         section: "limits",
@@ -498,6 +521,31 @@ pub const SETTINGS: &[Setting] = &[
         default: || Value::List(vec!["basalt".to_owned()]),
         reload: false,
         about: "As `allow_gids`, for the admin socket.",
+    },
+    Setting {
+        section: "sockets",
+        key: "handshake_deadline_ms",
+        kind: Kind::Integer { min: 100, max: 3_600_000 },
+        default: || integer(10_000u64),
+        reload: false,
+        about: "A connection that has asked for nothing by then is closed: for the data socket, that has not shaken hands.",
+    },
+    Setting {
+        section: "sockets",
+        key: "keepalive_ms",
+        kind: Kind::Integer { min: 100, max: 3_600_000 },
+        default: || integer(60_000u64),
+        reload: false,
+        about: "Time between two pings to each client; one that answers none within 20 s is cut off.",
+    },
+    Setting {
+        section: "sockets",
+        key: "stall_deadline_ms",
+        kind: Kind::Integer { min: 100, max: 3_600_000 },
+        default: || integer(60_000u64),
+        reload: false,
+        about: "A client that does not take a single byte of what waits for it for this long is cut off. A program that is slow to use what \
+                its gRPC library has read is not meant.",
     },
 ];
 

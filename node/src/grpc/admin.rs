@@ -1,6 +1,6 @@
 //! The admin service: what an operator, the CLI and another owner may ask of a node.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use basalt_blockstore::{
     Digest, Error, ErrorKind, Multihash, Result as StoreResult,
@@ -9,15 +9,19 @@ use basalt_blockstore::{
 };
 use basalt_datastore::{BatchOp, Datastore, Key};
 use basalt_proto::v1::{self, admin_server, verify_progress::Damage};
-use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     CHUNK_BYTES, blocking, settled,
     status::status,
-    stream::{self, Answers, Sink},
+    stream::{self, Answers, Places, Sink},
 };
-use crate::{clients::Client, lock::Host, node::Node, scrub};
+use crate::{
+    clients::{Client, Connection},
+    lock::Host,
+    node::Node,
+    scrub,
+};
 
 /// Keys that a step of a verification reads, so that it reports now and then.
 const VERIFY_KEYS: usize = 256;
@@ -27,17 +31,19 @@ const EXPORT_KEYS: usize = 8192;
 const QUARANTINED_KEYS: usize = 1024;
 /// Verifications and exports that run at a time: each keeps a disk busy.
 const STREAMS_MAX: usize = 4;
+/// One of them that nobody has read for this long makes room for one that waits.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The admin service of one node.
 #[derive(Debug)]
 pub(crate) struct Admin {
     node: Arc<Node>,
-    streams: Arc<Semaphore>,
+    streams: Arc<Places>,
 }
 
 impl Admin {
     pub(crate) fn new(node: Arc<Node>) -> Admin {
-        Admin { node, streams: Arc::new(Semaphore::new(STREAMS_MAX)) }
+        Admin { node, streams: Places::new(STREAMS_MAX, PATIENCE) }
     }
 }
 
@@ -55,8 +61,9 @@ impl admin_server::Admin for Admin {
 
     async fn verify(self: Arc<Self>, request: Request<v1::VerifyRequest>) -> Answer<Self::VerifyStream> {
         let hash = request.get_ref().hash;
+        let connection = request.extensions().get::<Connection>().cloned();
         let datastore = self.node.datastore().clone();
-        Ok(Response::new(stream::produce(&self.streams, move |sink| verify(&datastore, hash, sink)).await?))
+        Ok(Response::new(stream::produce(&self.streams, connection, move |sink| verify(&datastore, hash, sink)).await?))
     }
 
     async fn control_scrub(self: Arc<Self>, request: Request<v1::ControlScrubRequest>) -> Answer<v1::ScrubStatus> {
@@ -68,10 +75,13 @@ impl admin_server::Admin for Admin {
 
     async fn list_quarantined(
         self: Arc<Self>,
-        _: Request<v1::ListQuarantinedRequest>,
+        request: Request<v1::ListQuarantinedRequest>,
     ) -> Answer<Self::ListQuarantinedStream> {
+        let connection = request.extensions().get::<Connection>().cloned();
         let datastore = self.node.datastore().clone();
-        Ok(Response::new(stream::produce(&self.streams, move |sink| list_quarantined(&datastore, sink)).await?))
+        Ok(Response::new(
+            stream::produce(&self.streams, connection, move |sink| list_quarantined(&datastore, sink)).await?,
+        ))
     }
 
     async fn heal(self: Arc<Self>, request: Request<v1::HealRequest>) -> Answer<v1::HealResponse> {
@@ -164,12 +174,13 @@ impl admin_server::Admin for Admin {
         self: Arc<Self>,
         request: Request<v1::ExportBlocksRequest>,
     ) -> Answer<Self::ExportBlocksStream> {
+        let connection = request.extensions().get::<Connection>().cloned();
         let request = request.into_inner();
         let parse = |bytes: &[u8]| Multihash::parse(bytes).map_err(|err| status(err.context("export")));
         let after = if request.after.is_empty() { None } else { Some(parse(&request.after)?) };
         let wanted = request.multihashes.iter().map(|bytes| parse(bytes)).collect::<Result<Vec<_>, _>>()?;
         let datastore = self.node.datastore().clone();
-        let chunks = stream::produce(&self.streams, move |sink| {
+        let chunks = stream::produce(&self.streams, connection, move |sink| {
             let mut chunk =
                 Chunk { blocks: Vec::new(), bytes: 0, keys_only: request.keys_only, datastore: &datastore, sink };
             if wanted.is_empty() {

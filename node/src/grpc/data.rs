@@ -1,19 +1,22 @@
 //! The data service: go-datastore over gRPC.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use basalt_datastore::{BatchOp, Datastore, Error, ErrorKind, Key, Ticket};
 use basalt_proto::v1::{self, batch_operation::Operation, datastore_server};
-use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     CHUNK_BYTES, blocking, outcome, settled,
     status::status,
-    stream::{self, Answers},
+    stream::{self, Answers, Places},
+    traffic::hold_answer,
 };
 use crate::{
     clients::{Connection, Introduction},
@@ -24,18 +27,24 @@ use crate::{
 /// Most entries of one chunk of a query, so that a chunk of keys alone stays near [`CHUNK_BYTES`].
 const CHUNK_ENTRIES: usize = 8192;
 
+/// A query whose client has taken nothing for this long makes room for one that waits.
+const QUERY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What an operation of a batch takes in memory beside key and value.
+const OPERATION_BYTES: usize = 96;
+
 /// The data service of one node.
 #[derive(Debug)]
 pub(crate) struct Data {
     node: Arc<Node>,
     /// Bytes of the batches that are being received now.
     batch_bytes: AtomicUsize,
-    queries: Arc<Semaphore>,
+    queries: Arc<Places>,
 }
 
 impl Data {
     pub(crate) fn new(node: Arc<Node>) -> Data {
-        let queries = Arc::new(Semaphore::new(node.config().queries_max));
+        let queries = Places::new(node.config().queries_max, QUERY_PATIENCE);
         Data { node, batch_bytes: AtomicUsize::new(0), queries }
     }
 
@@ -106,9 +115,16 @@ impl datastore_server::Datastore for Data {
     }
 
     async fn get(self: Arc<Self>, request: Request<v1::GetRequest>) -> Answer<v1::GetResponse> {
+        let connection = request.extensions().get::<Connection>();
+        if let Some(connection) = connection {
+            connection.room().await;
+        }
         let mut value = Vec::new();
         self.datastore().get(&key(&request.get_ref().key)?, &mut value).map_err(status)?;
-        Ok(Response::new(v1::GetResponse { value: value.into() }))
+        let bytes = value.len();
+        let mut response = Response::new(v1::GetResponse { value: value.into() });
+        hold_answer(response.extensions_mut(), connection, bytes);
+        Ok(response)
     }
 
     async fn get_size(self: Arc<Self>, request: Request<v1::GetSizeRequest>) -> Answer<v1::GetSizeResponse> {
@@ -148,7 +164,7 @@ impl datastore_server::Datastore for Data {
 
     async fn batch(self: Arc<Self>, request: Request<Streaming<v1::BatchRequest>>) -> Answer<v1::BatchResponse> {
         let mut chunks = request.into_inner();
-        let mut receiving = Receiving { data: &self, bytes: 0 };
+        let mut receiving = Receiving { data: &self, bytes: 0, taken: 0 };
         let mut ops = Vec::new();
         while let Some(chunk) = chunks.message().await? {
             for operation in chunk.operations {
@@ -168,12 +184,13 @@ impl datastore_server::Datastore for Data {
     type QueryStream = Answers<v1::QueryResponse>;
 
     async fn query(self: Arc<Self>, request: Request<v1::QueryRequest>) -> Answer<Self::QueryStream> {
+        let connection = request.extensions().get::<Connection>().cloned();
         let request = request.into_inner();
         let expirations = request.return_expirations;
         let sizes = request.returns_sizes || !request.keys_only;
         let query = crate::query::parse(request).map_err(status)?;
         let datastore = self.datastore().clone();
-        let chunks = stream::produce(&self.queries, move |sink| {
+        let chunks = stream::produce(&self.queries, connection, move |sink| {
             let mut cursor = datastore.query(query)?;
             loop {
                 let page = cursor.next_page(CHUNK_ENTRIES, CHUNK_BYTES)?;
@@ -247,7 +264,10 @@ impl datastore_server::Datastore for Data {
 /// Counts a batch while it is being received, so that all batches together stay within their memory.
 struct Receiving<'a> {
     data: &'a Data,
+    /// Keys and values.
     bytes: usize,
+    /// What they take in memory.
+    taken: usize,
 }
 
 impl Receiving<'_> {
@@ -263,7 +283,10 @@ impl Receiving<'_> {
         };
         let bytes = operation.key.len() + if let BatchOp::Put(_, value) = &op { value.len() } else { 0 };
         self.bytes += bytes;
-        let all = self.data.batch_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        // A batch of many small operations is mostly what is around them.
+        let taken = bytes + OPERATION_BYTES;
+        self.taken += taken;
+        let all = self.data.batch_bytes.fetch_add(taken, Ordering::Relaxed) + taken;
         let config = self.data.node.config();
         if self.bytes > config.datastore.batch_bytes_max {
             return Err(status(Error::new(
@@ -290,6 +313,6 @@ impl Receiving<'_> {
 
 impl Drop for Receiving<'_> {
     fn drop(&mut self) {
-        self.data.batch_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.data.batch_bytes.fetch_sub(self.taken, Ordering::Relaxed);
     }
 }

@@ -1,5 +1,5 @@
-//! What every call passes before its handler: on the data socket, whether the connection has shaken hands; on the way out, that an error
-//! of the transport's limits has a kind too.
+//! What every call passes before its handler: on the data socket, whether the connection has shaken hands; and that its bytes are counted
+//! while they are on their way (see [`super::traffic`]). On the way out, that an error of the transport's limits has a kind too.
 
 use std::{
     convert::Infallible,
@@ -16,10 +16,13 @@ use tonic::{
     metadata::MetadataValue,
 };
 
-use super::status::{HANDSHAKE, KIND};
+use super::{
+    status::{HANDSHAKE, KIND},
+    traffic::{self, Answered},
+};
 use crate::{
     calls::{Begun, Calls},
-    clients::Connection,
+    clients::{Connection, Held},
 };
 
 const HANDSHAKE_PATH: &str = "/basalt.v1.Datastore/Handshake";
@@ -30,15 +33,16 @@ pub(crate) struct Gate<S> {
     inner: S,
     calls: Arc<Calls>,
     needs_handshake: bool,
+    message_bytes_max: usize,
 }
 
 impl<S> Gate<S> {
-    pub(crate) fn data(inner: S, calls: Arc<Calls>) -> Gate<S> {
-        Gate { inner, calls, needs_handshake: true }
+    pub(crate) fn data(inner: S, calls: Arc<Calls>, message_bytes_max: usize) -> Gate<S> {
+        Gate { inner, calls, needs_handshake: true, message_bytes_max }
     }
 
-    pub(crate) fn admin(inner: S, calls: Arc<Calls>) -> Gate<S> {
-        Gate { inner, calls, needs_handshake: false }
+    pub(crate) fn admin(inner: S, calls: Arc<Calls>, message_bytes_max: usize) -> Gate<S> {
+        Gate { inner, calls, needs_handshake: false, message_bytes_max }
     }
 
     fn refusal(&self, request: &http::Request<Body>) -> Option<Status> {
@@ -73,7 +77,13 @@ where
             Some(status) => Answer::Refused(Some(Box::new(status))),
             None => {
                 let begun = Calls::begin(request.uri().path());
-                Answer::Served(Box::pin(self.inner.call(request)), begun, self.calls.clone())
+                let connection = request.extensions().get::<Connection>().cloned();
+                if let Some(connection) = connection.as_ref().filter(|_| !self.needs_handshake) {
+                    connection.speaks();
+                }
+                let (request, held) = traffic::count_request(request, connection.as_ref(), self.message_bytes_max);
+                let answer = Box::pin(self.inner.call(request));
+                Answer::Served(Box::new(Serving { answer, begun, calls: self.calls.clone(), connection, _held: held }))
             }
         }
     }
@@ -82,7 +92,17 @@ where
 /// The answer to a call.
 pub(crate) enum Answer<F> {
     Refused(Option<Box<Status>>),
-    Served(Pin<Box<F>>, Begun, Arc<Calls>),
+    Served(Box<Serving<F>>),
+}
+
+/// A call that a handler has.
+pub(crate) struct Serving<F> {
+    answer: Pin<Box<F>>,
+    begun: Begun,
+    calls: Arc<Calls>,
+    connection: Option<Connection>,
+    /// The request, until there is an answer.
+    _held: Option<Arc<Held>>,
 }
 
 impl<F> Future for Answer<F>
@@ -97,11 +117,13 @@ where
                 let status = status.take().map_or_else(|| Status::internal("polled again"), |status| *status);
                 Poll::Ready(Ok(status.into_http()))
             }
-            Answer::Served(answer, begun, calls) => {
-                let mut response = ready!(answer.as_mut().poll(cx))?;
+            Answer::Served(serving) => {
+                let mut response = ready!(serving.answer.as_mut().poll(cx))?;
                 name_kind(&mut response);
-                calls.end(*begun, outcome(&response));
-                Poll::Ready(Ok(response))
+                serving.calls.end(serving.begun, outcome(&response));
+                let begun = response.extensions_mut().remove::<Arc<Held>>();
+                let connection = serving.connection.clone();
+                Poll::Ready(Ok(response.map(|body| Body::new(Answered::new(body, connection, begun)))))
             }
         }
     }

@@ -8,6 +8,7 @@ mod data;
 mod gate;
 pub mod status;
 mod stream;
+mod traffic;
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ pub(crate) use admin::{clients, quarantined};
 pub(crate) use data::Data;
 pub(crate) use gate::Gate;
 
-use crate::node::Node;
+use crate::{config::Config, node::Node};
 use status::status;
 
 /// A chunk of a stream is closed when its operations or entries have this many bytes; a larger value has a chunk of its own.
@@ -37,20 +38,20 @@ pub const PROTOCOL_MAX: u32 = 1;
 pub const FEATURES: &[&str] = &[];
 
 /// Largest message in either direction. A value above its own limit must still arrive, to be refused by name.
-fn message_bytes_max(node: &Node) -> usize {
-    node.config().datastore.store.value_bytes_max.saturating_mul(2).saturating_add(MESSAGE_MARGIN_BYTES)
+pub(crate) fn message_bytes_max(config: &Config) -> usize {
+    config.datastore.store.value_bytes_max.saturating_mul(2).saturating_add(MESSAGE_MARGIN_BYTES)
 }
 
 pub(crate) fn data(node: &Arc<Node>) -> Gate<DatastoreServer<Data>> {
-    let max = message_bytes_max(node);
+    let max = message_bytes_max(node.config());
     let service = DatastoreServer::new(Data::new(node.clone()));
-    Gate::data(service.max_decoding_message_size(max).max_encoding_message_size(max), node.calls().clone())
+    Gate::data(service.max_decoding_message_size(max).max_encoding_message_size(max), node.calls().clone(), max)
 }
 
 pub(crate) fn admin(node: &Arc<Node>) -> Gate<AdminServer<admin::Admin>> {
-    let max = message_bytes_max(node);
+    let max = message_bytes_max(node.config());
     let service = AdminServer::new(admin::Admin::new(node.clone()));
-    Gate::admin(service.max_decoding_message_size(max).max_encoding_message_size(max), node.calls().clone())
+    Gate::admin(service.max_decoding_message_size(max).max_encoding_message_size(max), node.calls().clone(), max)
 }
 
 /// Awaits what a write's durability class promises.

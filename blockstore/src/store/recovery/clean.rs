@@ -28,7 +28,7 @@ const CLEAN_FILE: &str = "clean";
 const CLEAN_BYTES: usize = 48;
 
 impl Clean {
-    fn encode(&self) -> Vec<u8> {
+    pub(in crate::store) fn encode(&self) -> Vec<u8> {
         let mut bytes = CLEAN_MAGIC.to_vec();
         for value in [self.segment, self.end, self.last_summary, self.records] {
             bytes.extend_from_slice(&value.to_le_bytes());
@@ -45,11 +45,16 @@ impl Clean {
             .read_at(&mut bytes, 0)
             .map_err(|err| Error::io(format!("read {}", dir.join(CLEAN_FILE).display()), err))?;
         bytes.truncate(got);
-        if got != CLEAN_BYTES || bytes[..8] != *CLEAN_MAGIC || note_check(&bytes[..40]) != u64_at(&bytes, 40) {
-            return Ok(None);
+        Ok(Clean::decode(&bytes))
+    }
+
+    /// `None` for damage: the log is read as after an unclean close.
+    pub(in crate::store) fn decode(bytes: &[u8]) -> Option<Clean> {
+        if bytes.len() != CLEAN_BYTES || bytes[..8] != *CLEAN_MAGIC || note_check(&bytes[..40]) != u64_at(bytes, 40) {
+            return None;
         }
-        let at = |i| u64_at(&bytes, i);
-        Ok(Some(Clean { segment: at(8), end: at(16), last_summary: at(24), records: at(32) }))
+        let at = |i| u64_at(bytes, i);
+        Some(Clean { segment: at(8), end: at(16), last_summary: at(24), records: at(32) })
     }
 
     /// Writes the note: flushed, named, and the name made durable.

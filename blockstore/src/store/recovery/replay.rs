@@ -33,7 +33,7 @@ impl Recovery<'_> {
             let mut quarantines: HashMap<Vec<u8>, Option<QuarantineRow>> = HashMap::new();
             let mut position = end;
             for record in batch.unwrap_or(&[]) {
-                self.next_sequence = self.next_sequence.max(record.header.sequence + 1);
+                self.next_sequence = self.next_sequence.max(record.header.sequence.saturating_add(1));
                 position = record.offset + record.header.record_bytes();
                 if !record.header.kind.has_key() {
                     continue;
