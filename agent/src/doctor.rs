@@ -244,19 +244,19 @@ fn room(findings: &mut Findings, folder: &Path, loaded: Option<&Loaded>) {
     }
 }
 
-/// Whether as many files can be open as the config allows.
+/// Whether as many files can be open as the config allows; the agent raises its soft limit to the hard one.
 fn files(findings: &mut Findings, shards: u64, loaded: Option<&Loaded>) {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
     let Some(loaded) = loaded else { return };
     let wanted = FILES_BESIDES + (shards + 1) * loaded.node.datastore.store.open_files_max as u64;
-    if soft < wanted {
+    if hard < wanted {
         findings.warning(
             "files",
-            format!("this process may open {soft} files (hard limit {hard}), the config may need {wanted}"),
+            format!("a process may open {hard} files, the config may need {wanted}"),
             format!("set LimitNOFILE={wanted} in the agent's unit, `ulimit -n {wanted}`, or a smaller [limits] open_files_max"),
         );
     } else {
-        findings.good("files", format!("{soft} files may be open, {wanted} may be needed"));
+        findings.good("files", format!("{hard} files may be open, {wanted} may be needed"));
     }
 }
 
