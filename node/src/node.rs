@@ -31,7 +31,7 @@ use crate::{
 const QUARANTINED_MAX: usize = 100;
 
 /// One connection may have one in so many of the queries that may be under way.
-const QUERIES_SHARE: usize = 16;
+const QUERIES_SHARE: usize = 4;
 
 /// Keys that one step of the sweep of expired keys looks at, so that it holds nobody up.
 const SWEEP_KEYS: usize = 4096;

@@ -16,7 +16,7 @@ use basalt_proto::v1::{GetRequest, HasRequest, PutRequest};
 use crate::sandbox::{Agent, Sandbox, eventually};
 
 /// No call of an honest client takes longer, whatever others do. Generous: tests share two cores with compilers.
-pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
+pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// An honest client at work.
 pub struct Honest {

@@ -291,7 +291,7 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Integer { min: 1, max: 1 << 16 },
         default: || integer(256u64),
         reload: false,
-        about: "Queries that may be under way at a time, and a sixteenth of them for one client; the next ones wait. One whose client has read nothing \
+        about: "Queries that may be under way at a time, and a quarter of them for one client; the next ones wait. One whose client has read nothing \
                 for 5 s is broken off, with an error, when others wait.",
     },
     Setting {
