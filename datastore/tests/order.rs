@@ -378,7 +378,7 @@ fn sync_flushes_every_dirty_store() {
 }
 
 #[test]
-fn only_a_query_for_values_reads_the_logs() {
+fn only_who_asks_for_values_reads_the_logs() {
     let watched = Watched::open(2, Durability::Ordered);
     for number in 10..30 {
         watched.put_blocks(number);
@@ -400,6 +400,10 @@ fn only_a_query_for_values_reads_the_logs() {
     }
     watched.store.disk_usage();
     watched.store.stats();
+    for number in 0..40 {
+        watched.store.has(&block_key(number)).unwrap();
+        watched.store.size(&key(&format!("/m/{number}"))).unwrap();
+    }
     let done = watched.done();
     assert!(done.iter().all(|(_, what)| *what != What::Read), "{done:?}");
     let found = entries(&watched.store, Query { offset: 58, ..Query::default() }, 100, 1 << 20);
