@@ -256,6 +256,25 @@ fn space_comes_back_by_holes_compaction_and_whole_segments() {
 }
 
 #[test]
+fn a_hole_is_not_taken_for_the_end_of_the_log_when_the_index_is_lost() {
+    let mut world = World::new();
+    world.options.durability = Durability::Ordered;
+    let store = world.open();
+    // Written before the first flush: no record says that anything is durable.
+    put(&store, 1, 20_000);
+    put(&store, 2, 100);
+    delete(&store, 1);
+    store.sync().unwrap();
+    assert!(store.reclaim().unwrap() > 0, "nothing was punched");
+    drop(store);
+    world.power_cut(Loss::Nothing);
+    world.lose_index();
+    let store = world.open();
+    assert_eq!(get(&store, 1), Err(ErrorKind::NotFound));
+    assert_eq!(get(&store, 2).unwrap(), value(2, 100));
+}
+
+#[test]
 fn a_spent_segment_is_kept_for_recycling_unless_it_has_holes() {
     let world = World::new();
     let store = world.open();

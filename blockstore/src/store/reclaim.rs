@@ -56,7 +56,7 @@ impl Core {
             .is_some_and(|snapshot| snapshot == 0 || snapshot < created_unix_ms * 1_000_000)
     }
 
-    fn punch(&self) -> Result<u64> {
+    fn punch(self: &Arc<Self>) -> Result<u64> {
         let punchable = {
             let mut rows = self.rows.lock();
             rows.punchable_bytes = 0;
@@ -64,6 +64,12 @@ impl Core {
         };
         if punchable.is_empty() {
             return Ok(0);
+        }
+        // Above every mark a hole would be the end of the log to whoever has lost the index. They are durable, so a mark that is written now is above them.
+        let active = self.log.lock().active.as_ref().map(|active| active.segment.id);
+        if punchable.iter().any(|(location, ..)| Some(location.segment()) == active) {
+            self.append_mark()?;
+            self.submit_sync()?.wait()?;
         }
         // They were listed when they were applied, so a flush of the index has passed them all.
         self.flush_index()?;
