@@ -5,7 +5,7 @@ export BASALT_ROOT := $(CURDIR)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help need build run test test-rust test-go test-run lint fmt bench crash-search fuzz broken-rules kill-test soak power-cut clean
+.PHONY: help need build run test test-rust test-go test-run test-zfs testbed lint fmt bench crash-search fuzz broken-rules kill-test soak power-cut clean
 
 go_module := $(dir $(wildcard ffi/go/go.mod))
 
@@ -32,6 +32,12 @@ test-go: need ## run the Go tests
 
 test-run: need # what `make run` does, with a small tree, once
 	@tools/test run
+
+test-zfs: need ## run the ZFS suites on real OpenZFS, in a guest or on BASALT_TEST_POOL (SEED=0x... ONLY=words)
+	@tools/test-zfs
+
+testbed: ## build the guest with OpenZFS, once (needs root)
+	@tools/testbed
 
 lint: need ## formatting, clippy, gofmt, go vet, shell syntax
 	@tools/lint
