@@ -418,6 +418,9 @@ impl Zfs for Model {
             if !state.filesystems.contains_key(dataset) {
                 return Err(act.not_found());
             }
+            if !state.pools.contains_key(&to.pool()) {
+                return Err(act.refuse(Class::NotFound, "no such pool"));
+            }
             if to.pool() != dataset.pool() {
                 return Err(act.refuse(Class::Invalid, "datasets must be within same pool"));
             }
