@@ -5,7 +5,7 @@ export BASALT_ROOT := $(CURDIR)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help need build run test test-rust test-go test-run test-zfs testbed lint fmt bench crash-search fuzz broken-rules kill-test soak power-cut clean
+.PHONY: help need build run test test-rust test-go test-run test-zfs testbed lint fmt bench crash-search fuzz broken-rules kill-test soak power-cut full-disk clean
 
 go_module := $(dir $(wildcard ffi/go/go.mod))
 
@@ -68,6 +68,9 @@ soak: build ## keep Kubo busy on Basalt for MINUTES=n with restarts; memory, fil
 
 power-cut: need ## cut the power of a guest ROUNDS times under Basalt on ext4 and ZFS (SEED=0x... replays; COMPARE=1: what Kubo has otherwise)
 	@tools/power-cut
+
+full-disk: need ## fill ext4 and ZFS under Kubo, by blocks, inodes, other programs and snapshots (ONLY=zfs-quota: one case)
+	@tools/full-disk
 
 clean: ## remove bin/ and run/ (the cache in BASALT_CACHE stays)
 	rm -rf bin run

@@ -17,10 +17,20 @@ pub trait Ground: Send + Sync + Debug {
         true
     }
 
+    /// Holes give space back in units of this many bytes, at multiples of it.
+    fn hole_bytes(&self) -> u64 {
+        4096
+    }
+
     /// When the newest snapshot of this ground was taken, in nanoseconds since the Unix epoch; 0 for none. `None` is not known, and then
     /// reclaim only unlinks.
     fn newest_snapshot_unix_ns(&self) -> Option<u64> {
         Some(0)
+    }
+
+    /// Which snapshots hold how much of the space, for the reader of an error: gc gives nothing back of it. `None`: none that is known.
+    fn held_by_snapshots(&self) -> Option<String> {
+        None
     }
 
     /// Makes more space available for deletes when the reserve is exhausted (a quota step). `false`: nothing to lift.

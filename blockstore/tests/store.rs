@@ -10,7 +10,10 @@ use std::{
 
 use basalt_blockstore::{
     Durability, ErrorKind, OnCorrupt, Options,
-    disk::sim::{Fault, Loss, SimDisk, SimRng},
+    disk::{
+        Disk,
+        sim::{Fault, Loss, SimDisk, SimRng},
+    },
     ground::{Ground, PlainGround},
     index::sim::{IndexLoss, SimEngine},
     store::{Env, Op, Rot, Store, format},
@@ -450,6 +453,97 @@ fn a_disk_that_says_full_in_mid_write_loses_nothing_acknowledged() {
     let store = world.open();
     assert_eq!(get(&store, 1).unwrap(), value(1, 1000));
     assert_eq!(get(&store, 2).unwrap(), value(2, 1000));
+}
+
+#[test]
+fn space_that_others_take_is_seen_after_a_second() {
+    let mut world = World::new();
+    world.options.reserve_bytes = 1 << 20;
+    let store = world.open();
+    put(&store, 1, 100);
+    world.disk.set_available(Some(0));
+    world.disk.advance_ns(1_000_000_000);
+    let refused = store.write(&[Op::PutIfAbsent { key: &key(2), value: b"x" }], false).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NoSpace);
+}
+
+#[test]
+fn segments_kept_for_recycling_are_given_up_before_a_put_is_refused() {
+    let mut world = World::new();
+    world.options.reserve_bytes = 1 << 20;
+    let store = world.open();
+    (0..300).for_each(|number| put(&store, number, 400));
+    (0..300).for_each(|number| delete(&store, number));
+    store.reclaim().unwrap();
+    let spent = || world.disk.list(Path::new(DIR)).unwrap().iter().filter(|name| name.starts_with("spent-")).count();
+    assert!(spent() > 0);
+    world.disk.set_available(Some(1 << 20));
+    world.disk.advance_ns(1_000_000_000);
+    store.write(&[Op::PutIfAbsent { key: &key(301), value: b"x" }], false).unwrap_err();
+    assert_eq!(spent(), 0);
+    world.disk.set_available(None);
+    (301..600).for_each(|number| put(&store, number, 400));
+}
+
+#[test]
+fn no_compaction_takes_the_room_that_deletes_need() {
+    let world = World::new();
+    let store = world.open();
+    (0..400).for_each(|number| put(&store, number, 400));
+    (0..400).filter(|number| number % 3 != 0).for_each(|number| delete(&store, number));
+    world.disk.set_available(Some(20_000));
+    assert_eq!(store.reclaim().unwrap(), 0);
+    world.disk.set_available(None);
+    assert!(store.reclaim().unwrap() > 0);
+}
+
+#[test]
+fn a_segment_that_finds_no_room_leaves_no_file_behind() {
+    for step in 1..=6 {
+        let world = World::new();
+        let store = world.open();
+        world.disk.inject(world.disk.steps() + step, Fault::Error(std::io::ErrorKind::StorageFull));
+        let _ = store.write(&[Op::PutIfAbsent { key: &key(1), value: b"x" }], false);
+        let names = world.disk.list(Path::new(DIR)).unwrap();
+        assert!(!names.iter().any(|name| name.starts_with("new-")), "step {step}: {names:?}");
+        world.disk.clear_faults();
+        put(&store, 2, 100);
+        assert_eq!(get(&store, 2).unwrap(), value(2, 100));
+    }
+}
+
+#[test]
+fn an_index_that_takes_no_more_writes_is_opened_anew_with_all_that_it_had_forgotten() {
+    let mut failed = 0;
+    for step in 1..60 {
+        let world = World::new();
+        let store = world.open();
+        // In the index and flushed, then overwritten, deleted and added to, which is not.
+        (0..100).for_each(|number| put(&store, number, 2000));
+        (0..20).for_each(|number| delete(&store, number));
+        store.reclaim().unwrap();
+        (20..90).for_each(|number| delete(&store, number));
+        (200..230).for_each(|number| put(&store, number, 2000));
+        world.disk.inject(world.disk.steps() + step, Fault::Error(std::io::ErrorKind::StorageFull));
+        let there = |number: u32| (90..100).contains(&number) || (200..230).contains(&number);
+        let holds = |store: &Store, when: &str| {
+            for number in 0..230 {
+                assert_eq!(get(store, number).is_ok(), there(number), "step {step}, {when}: {number}");
+            }
+            assert_eq!((store.stats().count, store.stats().bytes), (40, 80_000), "step {step}, {when}");
+            assert_eq!(store.scan(b"", None, 1000, false).unwrap().len(), 40, "step {step}, {when}");
+        };
+        if store.reclaim().is_err() {
+            failed += 1;
+            holds(&store, "refused");
+            store.reclaim().unwrap();
+        }
+        world.disk.clear_faults();
+        holds(&store, "after");
+        store.close().unwrap();
+        holds(&world.open(), "opened again");
+    }
+    assert!(failed > 1, "no step hit a flush of the index");
 }
 
 #[test]

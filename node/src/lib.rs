@@ -24,6 +24,7 @@ pub mod calls;
 pub mod client;
 pub mod clients;
 pub mod config;
+mod ground;
 mod grpc;
 mod handshake;
 pub mod layout;

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use basalt_blockstore::{Error, ErrorKind, Multihash, Result, store::Env};
+use basalt_blockstore::{Error, ErrorKind, Multihash, Result, ground::Ground, store::Env};
 use basalt_datastore::Datastore;
 use basalt_proto::v1;
 use tokio::sync::watch;
@@ -20,7 +20,7 @@ use crate::{
     calls::Calls,
     clients::Clients,
     config::{self, Config},
-    grpc,
+    ground, grpc,
     layout::{self, NodeFile, NodeId, State},
     lock::{Host, OwnerLock},
     scrub::{self, Healer, Scrubber},
@@ -33,6 +33,9 @@ const QUARANTINED_MAX: usize = 100;
 /// One connection may have one in so many of the queries that may be under way.
 const QUERIES_SHARE: usize = 4;
 
+/// With fewer inodes than this a store may soon be unable to make a segment or an index file.
+const INODES_MIN: u64 = 64;
+
 /// Keys that one step of the sweep of expired keys looks at, so that it holds nobody up.
 const SWEEP_KEYS: usize = 4096;
 
@@ -44,6 +47,7 @@ pub struct Node {
     config: Config,
     host: Host,
     datastore: Arc<Datastore>,
+    ground: Arc<dyn Ground>,
     incarnation: [u8; 16],
     opened: Instant,
     clients: Arc<Clients>,
@@ -95,7 +99,10 @@ impl Node {
         }
         let layout = file.layout(&path)?;
         let options = config.datastore.clone();
-        let env = Env::with_index_memory(options.store.index_memory_bytes);
+        let dirs =
+            layout.shards.iter().map(|(dir, _)| dir.as_path()).chain([layout.keyspace.as_path(), path.as_path()]);
+        let ground = ground::under(dirs);
+        let env = Env { ground: ground.clone(), ..Env::with_index_memory(options.store.index_memory_bytes) };
         let opened = match lock {
             Some(_) => Datastore::open(&layout, &env, options),
             None => Datastore::open_read_only(&layout, &env, options),
@@ -112,6 +119,7 @@ impl Node {
         };
         let node = Node {
             scrubber,
+            ground,
             incarnation: layout::random_bytes()?,
             opened: Instant::now(),
             clients: Clients::new(
@@ -375,8 +383,9 @@ impl Node {
             let spare = shard.available_bytes.saturating_sub(reserve);
             // The largest value that may come must fit beside the reserve, or some puts are refused already.
             if spare < self.config.datastore.store.value_bytes_max as u64 {
+                let held = self.ground.held_by_snapshots().map_or_else(String::new, |held| format!("; {held}"));
                 let message = format!(
-                    "shard {} has {} free, of which {} are kept for deletes: puts of more than {} are refused",
+                    "shard {} has {} free, of which {} are kept for deletes: puts of more than {} are refused{held}",
                     shard.id,
                     config::display_bytes(shard.available_bytes),
                     config::display_bytes(reserve),
@@ -387,6 +396,17 @@ impl Node {
                     if spare == 0 { "critical" } else { "warning" },
                     message,
                     "free space: `ipfs repo gc`, older snapshots, a larger quota",
+                ));
+            }
+            if let Some(left) = inodes_left(Path::new(&shard.path)).filter(|left| *left < INODES_MIN) {
+                conditions.push(condition(
+                    "no-inodes",
+                    if left == 0 { "critical" } else { "warning" },
+                    format!(
+                        "the file system of shard {} has {left} inodes left: its log and index can't make files",
+                        shard.id
+                    ),
+                    "remove small files there, or make the file system anew with more inodes",
                 ));
             }
         }
@@ -483,6 +503,12 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 
 fn available_bytes(dir: &Path) -> u64 {
     nix::sys::statvfs::statvfs(dir).map_or(0, |stats| stats.blocks_available().saturating_mul(stats.fragment_size()))
+}
+
+/// How many more files can be made; `None` where the file system has no such bound.
+fn inodes_left(dir: &Path) -> Option<u64> {
+    let stats = nix::sys::statvfs::statvfs(dir).ok()?;
+    (stats.files() > 0).then(|| stats.files_available())
 }
 
 /// The thread that sweeps expired keys and gives space back now and then.

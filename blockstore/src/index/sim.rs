@@ -1,5 +1,6 @@
 //! A model of the index with RocksDB's real promise and no more: after a crash it holds some prefix of the batches written, at least all
-//! up to the last flush; or it is lost, or damaged. After a flush that failed it refuses writes for a while.
+//! up to the last flush; or it is lost, or damaged. After a flush that failed it takes no writes until it is opened anew, and then it has forgotten what was not
+//! flushed.
 
 use std::{
     collections::BTreeMap,
@@ -14,9 +15,6 @@ use crate::{
     sync::Mutex,
 };
 
-/// Writes that are refused after a flush that failed.
-const REFUSES: u32 = 2;
-
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
 #[derive(Debug, Default)]
@@ -26,8 +24,8 @@ struct State {
     unflushed: Vec<Vec<Change>>,
     live: Map,
     damage: Option<Damage>,
-    /// Writes that will be refused.
-    refuses: u32,
+    /// A flush has failed.
+    stopped: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +64,7 @@ impl SimEngine {
     pub fn crash(&self, rng: &mut SimRng, loss: IndexLoss) {
         for state in self.indexes.lock().values() {
             let mut state = state.lock();
-            state.refuses = 0;
+            state.stopped = false;
             if loss == IndexLoss::Everything {
                 *state = State::default();
                 continue;
@@ -95,8 +93,15 @@ fn apply(map: &mut Map, key: Vec<u8>, value: Option<Vec<u8>>) {
 impl IndexEngine for SimEngine {
     fn open(&self, dir: &Path, _read_only: bool) -> Result<Arc<dyn Index>> {
         let state = self.indexes.lock().entry(dir.to_owned()).or_default().clone();
-        if state.lock().damage == Some(Damage::Open) {
-            return Err(Error::new(ErrorKind::Corrupt, format!("the index {} is damaged", dir.display())));
+        {
+            let mut state = state.lock();
+            if state.damage == Some(Damage::Open) {
+                return Err(Error::new(ErrorKind::Corrupt, format!("the index {} is damaged", dir.display())));
+            }
+            if std::mem::take(&mut state.stopped) {
+                state.unflushed.clear();
+                state.live = state.durable.clone();
+            }
         }
         Ok(Arc::new(SimIndex { disk: self.disk.clone(), dir: dir.to_owned(), state }))
     }
@@ -125,8 +130,7 @@ impl Index for SimIndex {
 
     fn write(&self, changes: &[Change]) -> Result<()> {
         let mut state = self.state.lock();
-        if state.refuses > 0 {
-            state.refuses -= 1;
+        if state.stopped {
             return Err(Error::new(ErrorKind::Io, "the index takes no writes since a flush of it failed"));
         }
         for (key, value) in changes {
@@ -137,8 +141,11 @@ impl Index for SimIndex {
     }
 
     fn flush(&self) -> Result<()> {
+        if self.state.lock().stopped {
+            return Err(Error::new(ErrorKind::Io, "the index takes no flushes since one of it failed"));
+        }
         if let Err(err) = self.disk.step(&self.dir, "flush index") {
-            self.state.lock().refuses = REFUSES;
+            self.state.lock().stopped = true;
             return Err(Error::io("flush the index", err));
         }
         let mut state = self.state.lock();

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     core::{Active, Applied, ApplyOp, Core, Group, Log, live_bytes},
-    entry::{Entry, SegmentRow, checkpoint_key, entry_key, id_of_segment, quarantine_key, segment_key},
+    entry::{Entry, SegmentRow, checkpoint_key, entry_key, quarantine_key, segment_key},
     format::{
         Kind, RECORDS_START, RecordHeader, SEAL_PAYLOAD_BYTES, SegmentHeader, SummaryBuilder, crc32, record_bytes,
     },
@@ -260,7 +260,7 @@ impl Core {
         let void = std::mem::take(&mut log.void);
         drop(log);
         let header = self.header(id, previous, previous_end, RECORDS_START);
-        let made = self.files.create(&header, recycle.as_deref(), self.options.segment_bytes);
+        let made = self.files.create(&header, recycle.as_deref(), self.reservable());
         let made = made.inspect(|_| {
             // Only now that the next segment says where it ends is the one before cut there: the rest is never read again.
             // Where that fails the next open does it.
@@ -510,6 +510,9 @@ impl Core {
     }
 
     pub(super) fn apply_ready_to(&self, mut applied: MutexGuard<'_, Applied>) {
+        if applied.error.is_some() && self.reopen_index(&mut applied).is_err() {
+            return;
+        }
         loop {
             let groups = self.log.lock().take_ready();
             let Some(last) = groups.last() else { break };
@@ -568,8 +571,7 @@ impl Core {
             let told = self.index().and_then(|index| index.write(&changes));
             drop(answered);
             if let Err(err) = told {
-                tracing::error!(store = %self.dir.display(), %err, "the index refused a write; it is tried again");
-                applied.error = Some(err);
+                self.index_failed(&mut applied, err);
                 self.rows.lock().dirty.extend(written);
                 self.put_back(groups);
                 break;
@@ -639,14 +641,17 @@ impl Core {
         }
         let _answered = self.watch_index();
         let rows = self.dirty_rows();
-        if !rows.is_empty()
-            && let Err(err) = self.index().and_then(|index| index.write(&rows))
-        {
-            self.rows.lock().dirty.extend(rows.iter().filter_map(|(key, _)| id_of_segment(key)));
+        let changes: Vec<Change> =
+            rows.iter().map(|(id, row)| (segment_key(*id), row.map(|row| row.encode()))).collect();
+        let written = if rows.is_empty() { Ok(()) } else { self.index().and_then(|index| index.write(&changes)) };
+        let flushed = written.and_then(|()| match applied.flushed == applied.checkpoint.position && rows.is_empty() {
+            true => Ok(()),
+            false => self.index()?.flush(),
+        });
+        if let Err(err) = flushed {
+            self.rows.lock().dirty.extend(rows.iter().map(|(id, _)| *id));
+            self.index_failed(applied, err.clone());
             return Err(err);
-        }
-        if applied.flushed != applied.checkpoint.position || !rows.is_empty() {
-            self.index()?.flush()?;
         }
         applied.flushed = applied.checkpoint.position;
         applied.bytes_since_flush = 0;
@@ -654,10 +659,17 @@ impl Core {
         Ok(applied.flushed)
     }
 
-    fn dirty_rows(&self) -> Vec<Change> {
+    fn dirty_rows(&self) -> Vec<(u64, Option<SegmentRow>)> {
         let mut rows = self.rows.lock();
         let dirty: Vec<u64> = rows.dirty.drain().collect();
-        dirty.into_iter().map(|id| (segment_key(id), rows.rows.get(&id).map(SegmentRow::encode))).collect()
+        dirty.into_iter().map(|id| (id, rows.rows.get(&id).copied())).collect()
+    }
+
+    fn index_failed(&self, applied: &mut Applied, err: Error) {
+        if applied.error.is_none() {
+            tracing::error!(store = %self.dir.display(), %err, "the index takes no writes; it is opened anew when there is room");
+        }
+        applied.error = Some(err);
     }
 }
 

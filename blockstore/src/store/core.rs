@@ -33,7 +33,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     index::Index,
     options::{Durability, OnCorrupt, Options},
-    sync::{Condvar, Mutex, MutexGuard, RwLock},
+    sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockWriteGuard},
 };
 
 /// Pending writes are spread over this many locks, which also order the writes of one key.
@@ -97,9 +97,14 @@ pub(super) struct Work {
 /// The last look at the free space of the disk.
 #[derive(Debug, Default)]
 pub(super) struct Space {
-    pub(super) available: u64,
-    /// Bytes that may be written before it is looked at again.
+    /// Bytes that may be written before it is looked at again...
     pub(super) trust: u64,
+    /// ...unless that look is too long ago.
+    pub(super) looked_ns: u64,
+    /// The last look found too little.
+    pub(super) short: bool,
+    /// When a put was refused last; 0 for never, or for so long ago that it says nothing.
+    pub(super) refused_ns: u64,
 }
 
 pub(super) type Stripe = HashMap<Key, SmallVec<[Pending; 1]>>;
@@ -248,8 +253,10 @@ pub(super) struct Applied {
     pub(super) flushed: Location,
     pub(super) bytes_since_flush: u64,
     pub(super) records_since_flush: u64,
-    /// The index refused a write; it is tried again.
+    /// The index refused a write or a flush; it is opened anew.
     pub(super) error: Option<Error>,
+    /// When that was tried last; 0 for never.
+    pub(super) reopened_ns: u64,
 }
 
 /// A key as it is now.
@@ -359,6 +366,11 @@ impl Core {
 
     pub(super) fn index(&self) -> Result<Arc<dyn Index>> {
         self.index.read().clone().ok_or_else(|| self.closed_error())
+    }
+
+    /// Where the index is, for whoever puts another one there; look-ups wait meanwhile.
+    pub(super) fn index_slot(&self) -> RwLockWriteGuard<'_, Option<Arc<dyn Index>>> {
+        self.index.write()
     }
 
     /// Lets go of the index; whoever uses it at this moment finishes first.

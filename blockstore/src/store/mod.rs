@@ -34,10 +34,12 @@ mod location;
 mod quarantine;
 mod reclaim;
 mod recovery;
+mod reindex;
 mod scrub;
 #[cfg(test)]
 mod scrub_tests;
 mod segment;
+mod space;
 mod ticket;
 mod watch;
 mod write;
@@ -460,6 +462,8 @@ fn thread_of(core: &Arc<Core>, name: &str, round: fn(&Arc<Core>)) -> Result<thre
 
 /// How often reclaim looks for something to do, in nanoseconds.
 const RECLAIM_EVERY_NS: u64 = 10_000_000_000;
+/// The same while puts are refused for want of space.
+const PRESSED_EVERY_NS: u64 = 1_000_000_000;
 
 impl Core {
     fn is_at_work(&self) -> bool {
@@ -510,9 +514,10 @@ impl Core {
         }
         let now = self.env.clock.monotonic_ns();
         let last = self.last_reclaim_ns.load(Ordering::Relaxed);
-        if now.saturating_sub(last) >= RECLAIM_EVERY_NS {
+        let pressed = self.is_pressed();
+        if now.saturating_sub(last) >= if pressed { PRESSED_EVERY_NS } else { RECLAIM_EVERY_NS } {
             self.last_reclaim_ns.store(now, Ordering::Relaxed);
-            if self.reclaim_pays()
+            if self.reclaim_pays(pressed)
                 && let Err(err) = self.reclaim()
             {
                 tracing::warn!(store = %self.dir.display(), %err, "reclaim stopped; it is tried again");

@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use super::{
     core::Core,
-    format::{HEADER_BYTES, Kind, RECORD_HEADER_BYTES, RECORDS_START, Summarised},
+    format::{Kind, RECORD_HEADER_BYTES, RECORDS_START, Summarised},
     location::Location,
     segment::{Segment, Walked, file_name},
 };
 use crate::error::Result;
 
-/// Holes are made of whole blocks of this size, in bytes.
-const BLOCK: u64 = HEADER_BYTES as u64;
+/// Holes are made once so much can be given back by them, in bytes.
+const PUNCH_BYTES: u64 = 32 << 20;
+/// A segment is compacted when this share of it is dead and space is short, in percent.
+const PRESSED_DEAD_PERCENT: u8 = 20;
 
 impl Core {
     /// Frees what pays; returns the bytes given back.
@@ -29,7 +31,11 @@ impl Core {
         self.submit_sync()?.wait()?;
         self.apply_ready();
         let mut freed = self.punch()?;
-        while let Some(id) = self.worth_compacting() {
+        let pressed = self.is_pressed();
+        if pressed {
+            self.end_dead_segment()?;
+        }
+        while let Some(id) = self.worth_compacting(pressed) {
             match self.compact(id)? {
                 Some(bytes) => freed += bytes,
                 None => {
@@ -43,9 +49,10 @@ impl Core {
         Ok(freed)
     }
 
-    /// Whether a pass would find something to do.
-    pub(super) fn reclaim_pays(&self) -> bool {
-        self.rows.lock().punchable_bytes >= 32 << 20 || self.worth_compacting().is_some()
+    /// Whether a pass would find something to do; when space is short, little is enough.
+    pub(super) fn reclaim_pays(&self, pressed: bool) -> bool {
+        let least = if pressed { 1 } else { PUNCH_BYTES };
+        self.rows.lock().punchable_bytes >= least || pressed || self.worth_compacting(false).is_some()
     }
 
     /// Whether freeing a segment's space in parts costs no more than it gives: under a snapshot it does not (STORE 17).
@@ -74,6 +81,7 @@ impl Core {
         // They were listed when they were applied, so a flush of the index has passed them all.
         self.flush_index()?;
         let mut freed = 0;
+        let unit = self.env.ground.hole_bytes().max(1);
         for (location, key_len, size) in punchable {
             let Some(segment) = self.segment(location.segment()) else { continue };
             let created = self.rows.lock().rows.get(&segment.id).map(|row| row.created_unix_ms);
@@ -81,8 +89,8 @@ impl Core {
                 continue;
             }
             let payload = location.offset() + (RECORD_HEADER_BYTES + key_len) as u64;
-            let from = payload.next_multiple_of(BLOCK);
-            let to = (payload + u64::from(size)) / BLOCK * BLOCK;
+            let from = payload.next_multiple_of(unit);
+            let to = (payload + u64::from(size)) / unit * unit;
             if from >= to {
                 continue;
             }
@@ -104,8 +112,15 @@ impl Core {
         Ok(freed)
     }
 
-    fn worth_compacting(&self) -> Option<u64> {
+    /// The segment to compact next: the one whose copies take the least.
+    fn worth_compacting(&self, pressed: bool) -> Option<u64> {
         let active = self.log.lock().active.as_ref().map(|active| active.segment.id);
+        let percent = match pressed {
+            true => self.options.compact_dead_percent.min(PRESSED_DEAD_PERCENT),
+            false => self.options.compact_dead_percent,
+        };
+        // A compaction that runs out of room has taken what deletes need.
+        let room = self.room_for_copies();
         let rows = self.rows.lock();
         rows.rows
             .iter()
@@ -114,11 +129,12 @@ impl Core {
             .filter(|(_, row)| {
                 let dead = row.end.saturating_sub(RECORDS_START + row.live_bytes + row.punched_bytes);
                 row.live_records == 0
-                    || (dead * 100 >= u64::from(self.options.compact_dead_percent) * row.end.max(1)
+                    || (dead * 100 >= u64::from(percent) * row.end.max(1)
+                        && row.live_bytes <= room
                         && self.unsnapshotted(row.created_unix_ms))
             })
+            .min_by_key(|(_, row)| row.live_bytes)
             .map(|(id, _)| *id)
-            .next()
     }
 
     /// Moves what is live out of a segment and frees it; `None` where something in it can't be moved.

@@ -56,7 +56,7 @@ pub(super) fn open(
         files.sync_dir()?;
     }
     let index_dir = dir.join("index");
-    let (index, checkpoint) = open_index(env, &index_dir, read_only, !ids.is_empty());
+    let (index, checkpoint) = open_index(env, &index_dir, read_only, !ids.is_empty())?;
 
     let mut recovery = Recovery {
         env,
@@ -186,8 +186,11 @@ pub(super) fn open(
     Ok(Arc::new(core))
 }
 
+/// An index that opens, and the checkpoint in it that reads back.
+type OpenedIndex = (Option<Arc<dyn Index>>, Option<Checkpoint>);
+
 /// The index, with its checkpoint if it has a good one.
-fn open_index(env: &Env, dir: &Path, read_only: bool, has_log: bool) -> (Option<Arc<dyn Index>>, Option<Checkpoint>) {
+fn open_index(env: &Env, dir: &Path, read_only: bool, has_log: bool) -> Result<OpenedIndex> {
     match env.index.open(dir, read_only) {
         Ok(index) => {
             let checkpoint = match index.get(&checkpoint_key()) {
@@ -198,13 +201,18 @@ fn open_index(env: &Env, dir: &Path, read_only: bool, has_log: bool) -> (Option<
                 }
             };
             let index: Arc<dyn Index> = if read_only { Arc::new(OverlayIndex::new(Some(index))) } else { index };
-            (Some(index), checkpoint)
+            Ok((Some(index), checkpoint))
         }
+        // A disk that is full to the last byte has not damaged it.
+        Err(err) if err.kind() == ErrorKind::NoSpace => Err(err.context(format_args!(
+            "the index of {} needs some room to open; free some and open the store again",
+            dir.display()
+        ))),
         Err(err) => {
             if has_log {
                 tracing::warn!(index = %dir.display(), %err, "the index does not open and will be rebuilt from the log");
             }
-            (None, None)
+            Ok((None, None))
         }
     }
 }

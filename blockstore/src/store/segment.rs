@@ -108,15 +108,23 @@ impl SegmentFiles {
         self.disk.list(&self.dir).map_err(|err| Error::io(format!("list the folder {}", self.dir.display()), err))
     }
 
-    /// Removes a file of the store's folder.
+    /// Removes a file of the store's folder; one that is gone already is fine.
     pub(super) fn remove(&self, name: &str) -> Result<()> {
-        self.disk.remove(&self.dir.join(name)).map_err(|err| Error::io(format!("remove {}", self.path(name)), err))
+        match self.disk.remove(&self.dir.join(name)) {
+            Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(format!("remove {}", self.path(name)), err))
+            }
+            _ => Ok(()),
+        }
     }
 
-    /// Keeps a spent segment's file for recycling.
+    /// Keeps a spent segment's file for recycling; also where that was done before, and the folder could not be synced then.
     pub(super) fn retire(&self, id: u64) -> Result<()> {
         let (from, to) = (self.dir.join(file_name(id)), self.dir.join(format!("spent-{id:08x}.log")));
-        self.disk.rename(&from, &to).map_err(|err| Error::io(format!("rename {}", from.display()), err))
+        match self.disk.rename(&from, &to) {
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound && self.disk.open(&to, false).is_ok() => Ok(()),
+            other => other.map_err(|err| Error::io(format!("rename {}", from.display()), err)),
+        }
     }
 
     /// Makes names durable.
@@ -162,18 +170,33 @@ impl SegmentFiles {
         recycle: Option<&str>,
         reserve_bytes: u64,
     ) -> Result<(Arc<Segment>, Arc<dyn File>)> {
+        let new = self.dir.join(format!("new-{:08x}.tmp", header.id));
+        let made = self.create_as(header, &new, recycle, reserve_bytes);
+        if made.is_err() {
+            // It may hold the space, or the inode, that was too little.
+            let _ = self.disk.remove(&new);
+        }
+        made
+    }
+
+    fn create_as(
+        &self,
+        header: &SegmentHeader,
+        new: &Path,
+        recycle: Option<&str>,
+        reserve_bytes: u64,
+    ) -> Result<(Arc<Segment>, Arc<dyn File>)> {
         let name = file_name(header.id);
         let failed = |err| Error::io(format!("create {}", self.path(&name)), err);
-        let new = self.dir.join(format!("new-{:08x}.tmp", header.id));
         let file = match recycle {
             Some(spent) => {
-                self.disk.rename(&self.dir.join(spent), &new).map_err(failed)?;
-                self.disk.open(&new, true).map_err(failed)?
+                self.disk.rename(&self.dir.join(spent), new).map_err(failed)?;
+                self.disk.open(new, true).map_err(failed)?
             }
-            None => match self.disk.create(&new) {
+            None => match self.disk.create(new) {
                 Err(err) if err.kind() == std::io::ErrorKind::AlreadyExists => {
-                    self.disk.remove(&new).map_err(failed)?;
-                    self.disk.create(&new).map_err(failed)?
+                    self.disk.remove(new).map_err(failed)?;
+                    self.disk.create(new).map_err(failed)?
                 }
                 other => other.map_err(failed)?,
             },
@@ -185,7 +208,7 @@ impl SegmentFiles {
             let _ = file.reserve(RECORDS_START, reserve_bytes);
         }
         let path = self.dir.join(&name);
-        self.disk.rename(&new, &path).map_err(failed)?;
+        self.disk.rename(new, &path).map_err(failed)?;
         self.disk.sync_dir(&self.dir).map_err(failed)?;
         let segment = self.handle(header.id, header.nonce);
         *segment.file.lock() = Some(file.clone());

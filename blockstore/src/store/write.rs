@@ -28,8 +28,6 @@ const SUMMARY_BYTES: usize = 64 << 10;
 const PIECE_BYTES: u64 = 8 << 20;
 /// Durable writes of which the index has not heard: beyond so many writers wait.
 const READY_MAX: usize = 16 << 10;
-/// The free space of the disk is looked at again after so many bytes.
-const SPACE_TRUST_BYTES: u64 = 16 << 20;
 
 /// A record that is to be written.
 pub(super) struct NewRecord<'a> {
@@ -109,7 +107,7 @@ impl Core {
     }
 
     fn submit_piece(
-        &self,
+        self: &Arc<Self>,
         ops: &[Op<'_>],
         atomic: bool,
         durable: bool,
@@ -119,11 +117,22 @@ impl Core {
         // Outside the locks: it may be megabytes.
         let crcs: Vec<u32> = ops.iter().map(|op| crc32(op.parts().1)).collect();
         let bytes = ops.iter().map(|op| op.parts()).map(|(key, value)| record_bytes(key.len(), value.len())).sum();
-        self.with_room(bytes, || {
-            tickets.truncate(others);
-            let failures = self.settled_failures();
-            self.try_piece(ops, &crcs, atomic, durable, failures, tickets)
-        })
+        let mut write = || {
+            self.with_room(bytes, || {
+                tickets.truncate(others);
+                let failures = self.settled_failures();
+                self.try_piece(ops, &crcs, atomic, durable, failures, tickets)
+            })
+        };
+        match write() {
+            Err(err) if err.kind() == ErrorKind::NoSpace && self.was_refused() => {
+                if self.make_room()? {
+                    return write();
+                }
+                Err(err)
+            }
+            outcome => outcome,
+        }
     }
 
     /// Does what reserves `bytes` in the log at most, and once more where it was superseded, with room made before: whoever reserves holds stripes, under which
@@ -354,35 +363,6 @@ impl Core {
                 ),
             ));
         }
-        Ok(())
-    }
-
-    /// Keeps the reserve: puts are refused while deletes, an index flush and a compaction still fit (STORE 16).
-    pub(super) fn check_space(&self, bytes: u64) -> Result<()> {
-        let mut space = self.space.lock();
-        if space.trust < bytes {
-            space.available = self
-                .env
-                .disk
-                .available(&self.dir)
-                .map_err(|err| Error::io(format!("ask for the free space of {}", self.dir.display()), err))?;
-            let spare = space.available.saturating_sub(self.options.reserve_bytes);
-            if spare < bytes {
-                space.trust = 0;
-                return Err(Error::new(
-                    ErrorKind::NoSpace,
-                    format!(
-                        "{} has {} bytes available, of which reserve_bytes = {} are kept for deletes: free space or \
-                         add some (blocks can still be deleted)",
-                        self.dir.display(),
-                        space.available,
-                        self.options.reserve_bytes
-                    ),
-                ));
-            }
-            space.trust = (spare / 4).clamp(bytes, SPACE_TRUST_BYTES.max(bytes));
-        }
-        space.trust -= bytes;
         Ok(())
     }
 

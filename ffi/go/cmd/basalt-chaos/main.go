@@ -5,7 +5,9 @@
 //	basalt-chaos kill      [--rounds N] [--seed S] [--only LANE]   agent, Kubo or both are killed under Kubo's load
 //	basalt-chaos soak      [--minutes N] [--seed S] [--only LANE]  both under load for long, with restarts: nothing may grow
 //
-// and, used by itself: guest PLAN (in the guest), nosync PROGRAM ARGS... (without flushes).
+//	basalt-chaos full-disk [--only CASE]                           small file systems full in every way, under Kubo; needs the guest too
+//
+// and, used by itself: guest PLAN and fill PLAN (in the guest), nosync PROGRAM ARGS... (without flushes).
 package main
 
 import (
@@ -18,6 +20,7 @@ import (
 	"strconv"
 	"time"
 
+	"basalt.dev/go/internal/fulldisk"
 	"basalt.dev/go/internal/killtest"
 	"basalt.dev/go/internal/nosync"
 	"basalt.dev/go/internal/powercut"
@@ -45,6 +48,17 @@ func run(args []string) error {
 			return err
 		}
 		return powercut.Guest(plan)
+	case "fill":
+		if len(rest) != 1 {
+			return errors.New("usage: basalt-chaos fill PLAN")
+		}
+		plan, err := fulldisk.Decode(rest[0])
+		if err != nil {
+			return err
+		}
+		return fulldisk.Guest(plan)
+	case "full-disk":
+		return fullDisk(rest)
 	case "nosync":
 		if len(rest) == 0 {
 			return errors.New("usage: basalt-chaos nosync PROGRAM ARGS...")
@@ -181,6 +195,36 @@ func endure(args []string) error {
 		fmt.Println(err)
 		err = fmt.Errorf("failed; the same choices again: --seed %#x --minutes %g", o.Seed, *minutes)
 	}
+	fmt.Println(result)
+	return err
+}
+
+func fullDisk(args []string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	bin := filepath.Dir(self)
+	flags := flag.NewFlagSet("full-disk", flag.ContinueOnError)
+	o := fulldisk.Options{
+		Log: os.Stdout, Self: self,
+		Basalt: filepath.Join(bin, "basalt"), IPFS: filepath.Join(bin, "ipfs"), IPFSwithN: filepath.Join(bin, "ipfs-ffi"),
+	}
+	only := flags.String("only", "", "one case only")
+	flags.StringVar(&o.Dir, "dir", filepath.Join(bin, "..", "build", "full-disk"), "for what runs without a guest")
+	flags.StringVar(&o.Zfsvm, "zfsvm", filepath.Join(bin, "..", "testbed", "zfsvm"), "the guest's starter")
+	seed := seedFlag(flags)
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	o.Seed = *seed
+	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
+		return err
+	}
+	if o.Cases, err = fulldisk.Named(*only); err != nil {
+		return err
+	}
+	result, err := fulldisk.Run(o)
 	fmt.Println(result)
 	return err
 }

@@ -1,0 +1,302 @@
+//! What the file systems under a node are, as far as the stores must know (STORE 15): whether they are ZFS, and then which snapshots there are and what they hold.
+//!
+//! The `zfs` program is asked for that, where there is one, from a thread of its own: on a suspended pool it hangs. Without it the hidden folder `.zfs/snapshot` says
+//! at least whether there are any.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use basalt_blockstore::ground::{Ground, PlainGround};
+use nix::sys::{
+    statfs::{FsType, statfs},
+    statvfs::statvfs,
+};
+
+const ZFS_MAGIC: FsType = FsType(0x2fc1_2fc1);
+/// What is known of snapshots is asked again after so long.
+const FRESH: Duration = Duration::from_secs(10);
+/// How long an opening node waits for the first answer.
+const FIRST: Duration = Duration::from_secs(5);
+/// Snapshots that an error names.
+const NAMED: usize = 3;
+/// Less than this held by snapshots explains no full disk, in bytes.
+const HELD_BYTES_MIN: u64 = 1 << 20;
+
+/// What is under these folders.
+pub(crate) fn under<'a>(dirs: impl IntoIterator<Item = &'a Path>) -> Arc<dyn Ground> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut datasets: Vec<Dataset> = Vec::new();
+    let mut is_zfs = false;
+    let mut hole_bytes = 4096;
+    for dir in dirs.into_iter().filter(|dir| statfs(*dir).is_ok_and(|stat| stat.filesystem_type() == ZFS_MAGIC)) {
+        is_zfs = true;
+        hole_bytes = hole_bytes.max(statvfs(dir).map_or(0, |stat| stat.block_size()));
+        if let Some(dataset) = dataset_of(dir, &mounts).filter(|dataset| !datasets.contains(dataset)) {
+            datasets.push(dataset);
+        }
+    }
+    if !is_zfs {
+        return Arc::new(PlainGround);
+    }
+    let shared = Arc::new(Shared {
+        datasets,
+        known: Mutex::default(),
+        answered: Condvar::new(),
+        asking: AtomicBool::new(false),
+    });
+    shared.ask(FIRST);
+    Arc::new(ZfsGround { shared, hole_bytes })
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Dataset {
+    name: String,
+    mounted_at: PathBuf,
+}
+
+#[derive(Debug)]
+struct ZfsGround {
+    shared: Arc<Shared>,
+    hole_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Shared {
+    datasets: Vec<Dataset>,
+    known: Mutex<Known>,
+    answered: Condvar,
+    asking: AtomicBool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Known {
+    asked: Option<Instant>,
+    sync_disabled: bool,
+    newest_snapshot_unix_ns: Option<u64>,
+    held: Option<String>,
+}
+
+impl Ground for ZfsGround {
+    fn honours_sync(&self) -> Option<bool> {
+        Some(!self.shared.fresh().sync_disabled)
+    }
+
+    fn overwrites_in_place(&self) -> bool {
+        false
+    }
+
+    fn hole_bytes(&self) -> u64 {
+        self.hole_bytes
+    }
+
+    fn newest_snapshot_unix_ns(&self) -> Option<u64> {
+        self.shared.fresh().newest_snapshot_unix_ns
+    }
+
+    fn held_by_snapshots(&self) -> Option<String> {
+        self.shared.fresh().held
+    }
+}
+
+impl Shared {
+    /// What is known; asks again in the background where that is old.
+    fn fresh(self: &Arc<Self>) -> Known {
+        let known = lock(&self.known).clone();
+        if known.asked.is_none_or(|asked| asked.elapsed() >= FRESH) {
+            self.ask(Duration::ZERO);
+        }
+        known
+    }
+
+    /// Asks, unless someone does, and waits for the answer so long.
+    fn ask(self: &Arc<Self>, patience: Duration) {
+        if self.asking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let shared = self.clone();
+        let began = Instant::now();
+        let started = std::thread::Builder::new().name("basalt-ground".to_owned()).spawn(move || {
+            let known = look(&shared.datasets);
+            *lock(&shared.known) = Known { asked: Some(Instant::now()), ..known };
+            shared.asking.store(false, Ordering::Release);
+            shared.answered.notify_all();
+        });
+        if started.is_err() {
+            self.asking.store(false, Ordering::Release);
+            return;
+        }
+        let unanswered = |known: &mut Known| known.asked.is_none_or(|asked| asked < began);
+        drop(self.answered.wait_timeout_while(lock(&self.known), patience, unanswered));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The dataset that a folder is on, from the mounts of this process.
+fn dataset_of(dir: &Path, mounts: &str) -> Option<Dataset> {
+    let dir = fs::canonicalize(dir).ok()?;
+    let mounted = mounts.lines().filter_map(|line| {
+        // ID PARENT DEVICE ROOT MOUNTPOINT OPTIONS [...] - TYPE SOURCE OPTIONS
+        let (before, after) = line.split_once(" - ")?;
+        let before: Vec<&str> = before.split(' ').collect();
+        let mut after = after.split(' ');
+        let (kind, source) = (after.next()?, after.next()?);
+        let at = PathBuf::from(unescaped(before.get(4)?));
+        (kind == "zfs" && dir.starts_with(&at)).then(|| Dataset { name: unescaped(source), mounted_at: at })
+    });
+    mounted.max_by_key(|dataset| dataset.mounted_at.components().count())
+}
+
+/// The kernel writes blanks in mountinfo as octal numbers.
+fn unescaped(text: &str) -> String {
+    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+fn look(datasets: &[Dataset]) -> Known {
+    let mut known = Known { newest_snapshot_unix_ns: (!datasets.is_empty()).then_some(0), ..Known::default() };
+    let mut held = Vec::new();
+    for dataset in datasets {
+        known.sync_disabled |=
+            zfs(&["get", "-Hp", "-o", "value", "sync", &dataset.name]).is_some_and(|sync| sync.trim() == "disabled");
+        let snapshots = zfs(&["list", "-Hp", "-t", "snapshot", "-d", "1", "-o", "name,creation,used", &dataset.name]);
+        let newest = match snapshots.as_deref().map(snapshots_of) {
+            Some(snapshots) => {
+                let by_all = zfs(&["get", "-Hp", "-o", "value", "usedbysnapshots", &dataset.name]);
+                held.extend(
+                    by_all
+                        .and_then(|bytes| bytes.trim().parse().ok())
+                        .and_then(|bytes| held_by(&dataset.name, bytes, &snapshots)),
+                );
+                Some(
+                    snapshots
+                        .iter()
+                        .map(|snapshot| snapshot.created_unix_s.saturating_mul(1_000_000_000))
+                        .max()
+                        .unwrap_or(0),
+                )
+            }
+            None => {
+                let names = names_in(&dataset.mounted_at.join(".zfs/snapshot"));
+                if let Some(first) = names.as_ref().and_then(|names| names.first()) {
+                    held.push(format!(
+                        "{} has {} snapshots ({first} is one), and what only they refer to no gc gives back: `zfs list -t snapshot -o name,used {0}` says how \
+                         much that is",
+                        dataset.name,
+                        names.as_ref().map_or(0, Vec::len)
+                    ));
+                }
+                names.filter(Vec::is_empty).map(|_| 0)
+            }
+        };
+        known.newest_snapshot_unix_ns = known.newest_snapshot_unix_ns.zip(newest).map(|(a, b)| a.max(b));
+    }
+    known.held = (!held.is_empty()).then(|| held.join("; "));
+    known
+}
+
+/// What the `zfs` program says, if there is one and it succeeds.
+fn zfs(args: &[&str]) -> Option<String> {
+    // Where it stands for root, whose PATH a service may not have.
+    let path = format!("{}:/usr/sbin:/sbin:/usr/local/sbin", std::env::var("PATH").unwrap_or_default());
+    let out = Command::new("zfs").args(args).env("PATH", path).env("LC_ALL", "C").output().ok()?;
+    out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+fn names_in(dir: &Path) -> Option<Vec<String>> {
+    let entries = fs::read_dir(dir).ok()?;
+    Some(entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Snapshot {
+    name: String,
+    created_unix_s: u64,
+    used_bytes: u64,
+}
+
+/// Lines of name, creation and used; what can't be read of one is 0.
+fn snapshots_of(listed: &str) -> Vec<Snapshot> {
+    let line = |line: &str| {
+        let mut fields = line.split('\t');
+        let name = fields.next().filter(|name| name.contains('@'))?.to_owned();
+        let mut number = || fields.next().and_then(|field| field.parse().ok()).unwrap_or(0);
+        Some(Snapshot { name, created_unix_s: number(), used_bytes: number() })
+    };
+    listed.lines().filter_map(line).collect()
+}
+
+/// What snapshots hold, for the reader of an error; `None` where that is next to nothing.
+fn held_by(dataset: &str, bytes: u64, snapshots: &[Snapshot]) -> Option<String> {
+    if bytes < HELD_BYTES_MIN || snapshots.is_empty() {
+        return None;
+    }
+    let mut most: Vec<&Snapshot> = snapshots.iter().collect();
+    most.sort_by_key(|snapshot| std::cmp::Reverse(snapshot.used_bytes));
+    let named: Vec<String> = most
+        .iter()
+        .take(NAMED)
+        .map(|snapshot| format!("{} {} alone", snapshot.name, mib(snapshot.used_bytes)))
+        .collect();
+    let more = match most.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!(
+        "snapshots of {dataset} hold {} that no gc gives back ({}{more}): `zfs destroy` those that are not needed",
+        mib(bytes),
+        named.join(", ")
+    ))
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_folder_is_on_the_dataset_that_is_mounted_nearest_above_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = fs::canonicalize(dir.path()).unwrap();
+        let mounts = format!(
+            "21 1 0:1 / / rw - zfs tank rw\n22 21 0:2 / {0} rw shared:1 - zfs tank/the\\040node rw\n23 21 0:3 / {0}/beside rw - ext4 /dev/sda rw\n",
+            at.display()
+        );
+        let found = dataset_of(dir.path(), &mounts).unwrap();
+        assert_eq!((found.name.as_str(), found.mounted_at), ("tank/the node", at));
+        assert_eq!(dataset_of(Path::new("/"), &mounts).unwrap().name, "tank");
+    }
+
+    #[test]
+    fn snapshots_that_hold_space_are_named_the_largest_first() {
+        let listed = "tank/node@a\t1700000000\t1048576\ntank/node@b\t1700000100\t20971520\nnonsense\n";
+        let snapshots = snapshots_of(listed);
+        assert_eq!(snapshots.len(), 2);
+        assert_eq!(
+            snapshots[1],
+            Snapshot { name: "tank/node@b".into(), created_unix_s: 1_700_000_100, used_bytes: 20 << 20 }
+        );
+        let held = held_by("tank/node", 50 << 20, &snapshots).unwrap();
+        assert!(
+            held.starts_with("snapshots of tank/node hold 50.0 MiB")
+                && held.contains("(tank/node@b 20.0 MiB alone, tank/node@a 1.0 MiB alone)"),
+            "{held}"
+        );
+        assert_eq!(held_by("tank/node", 4096, &snapshots), None);
+        assert_eq!(held_by("tank/node", 50 << 20, &[]), None);
+    }
+}
