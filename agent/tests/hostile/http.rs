@@ -45,7 +45,8 @@ fn health_is_answered_under_garbage_and_half_requests() {
             assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
         }
     }
-    assert!(open_files(&agent) <= before + 80, "{} files", open_files(&agent));
+    // Those that made room are closed by their own tasks, in a moment.
+    eventually("no more than 64 connections are kept", || (open_files(&agent) <= before + 80).then_some(()));
     let grew = most.grew("1,000 HTTP connections");
     assert!(grew < 50 << 20, "{} MiB", grew >> 20);
     assert!(http(address, "/metrics").unwrap().contains("basalt_blocks"));
