@@ -108,9 +108,10 @@ impl Core {
         complete(done);
         let flushed = file.sync();
         let mut log = self.log.lock();
-        log.flushing = false;
         if let Err(err) = flushed {
+            // Flushing until then: who has begun to roll must not make a segment while the copies go into theirs.
             log = self.evacuate(log, err);
+            log.flushing = false;
             let done = log.pop_durable();
             log.wanted = true;
             let next = log.wanted_leader();
@@ -119,6 +120,7 @@ impl Core {
             complete(done);
             self.hand_on(next);
         } else {
+            log.flushing = false;
             let done = self.made_durable(&mut log, target);
             log.wanted = true;
             let next = log.wanted_leader();

@@ -65,7 +65,7 @@ func (b *batch) Commit(ctx context.Context) error {
 	if len(b.ops) == 0 {
 		return nil
 	}
-	b.d.dirty.Store(true)
+	defer b.d.dirty.Store(true)
 	err := b.d.way.Batch(ctx, b.ops)
 	if err == nil {
 		b.ops, b.at = nil, nil

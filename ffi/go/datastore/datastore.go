@@ -146,7 +146,7 @@ func (d *Datastore) put(ctx context.Context, key ds.Key, value []byte, ttl time.
 	if err != nil {
 		return err
 	}
-	d.dirty.Store(true)
+	defer d.dirty.Store(true) // after it: a Sync that runs beside it does not cover it
 	return d.way.Put(ctx, k, value, milliseconds(ttl))
 }
 
@@ -160,7 +160,7 @@ func (d *Datastore) Delete(ctx context.Context, key ds.Key) error {
 	if err != nil {
 		return err
 	}
-	d.dirty.Store(true)
+	defer d.dirty.Store(true)
 	if err := d.way.Delete(ctx, k); err != ds.ErrNotFound {
 		return err
 	}
@@ -238,7 +238,7 @@ func (d *Datastore) SetTTL(ctx context.Context, key ds.Key, ttl time.Duration) e
 	if ttl <= 0 {
 		return &Error{InvalidValue, "set ttl", k, fmt.Sprintf("ttl %s: it must be above zero", ttl)}
 	}
-	d.dirty.Store(true)
+	defer d.dirty.Store(true)
 	return d.way.SetTTL(ctx, k, milliseconds(ttl))
 }
 
