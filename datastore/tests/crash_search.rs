@@ -738,7 +738,9 @@ fn live(
             if world.disk.await_stuck(|| done.load(Ordering::SeqCst)) {
                 world.note("the disk is stuck".into());
                 world.disk.advance_ns(2 * world.options.store.flush_deadline.as_nanos() as u64);
-                store.watch();
+                for _ in 0..3 {
+                    store.watch();
+                }
                 world.note(if cut { "the power goes" } else { "the disk answers" }.into());
                 world.disk.answer(cut);
             }

@@ -24,7 +24,7 @@ const ZFS_MAGIC: FsType = FsType(0x2fc1_2fc1);
 /// What is known of snapshots is asked again after so long.
 const FRESH: Duration = Duration::from_secs(10);
 /// How long an opening node waits for the first answer.
-const FIRST: Duration = Duration::from_secs(5);
+const FIRST: Duration = Duration::from_secs(30);
 /// Snapshots that an error names.
 const NAMED: usize = 3;
 /// Less than this held by snapshots explains no full disk, in bytes.
@@ -79,14 +79,15 @@ struct Shared {
 #[derive(Clone, Debug, Default)]
 struct Known {
     asked: Option<Instant>,
-    sync_disabled: bool,
+    /// Whether a flush is one, of all datasets; `None` where that could not be learnt.
+    honours_sync: Option<bool>,
     newest_snapshot_unix_ns: Option<u64>,
     held: Option<String>,
 }
 
 impl Ground for ZfsGround {
     fn honours_sync(&self) -> Option<bool> {
-        Some(!self.shared.fresh().sync_disabled)
+        self.shared.fresh().honours_sync
     }
 
     fn overwrites_in_place(&self) -> bool {
@@ -163,11 +164,15 @@ fn unescaped(text: &str) -> String {
 }
 
 fn look(datasets: &[Dataset]) -> Known {
-    let mut known = Known { newest_snapshot_unix_ns: (!datasets.is_empty()).then_some(0), ..Known::default() };
+    let mut known = Known {
+        newest_snapshot_unix_ns: (!datasets.is_empty()).then_some(0),
+        honours_sync: (!datasets.is_empty()).then_some(true),
+        ..Known::default()
+    };
     let mut held = Vec::new();
     for dataset in datasets {
-        known.sync_disabled |=
-            zfs(&["get", "-Hp", "-o", "value", "sync", &dataset.name]).is_some_and(|sync| sync.trim() == "disabled");
+        let sync = zfs(&["get", "-Hp", "-o", "value", "sync", &dataset.name]);
+        known.honours_sync = both(known.honours_sync, sync.and_then(|sync| honours(&sync)));
         let snapshots = zfs(&["list", "-Hp", "-t", "snapshot", "-d", "1", "-o", "name,creation,used", &dataset.name]);
         let newest = match snapshots.as_deref().map(snapshots_of) {
             Some(snapshots) => {
@@ -202,6 +207,23 @@ fn look(datasets: &[Dataset]) -> Known {
     }
     known.held = (!held.is_empty()).then(|| held.join("; "));
     known
+}
+
+/// Whether the property `sync` has flushes be flushes; `None` for what it can't be.
+fn honours(sync: &str) -> Option<bool> {
+    match sync.trim() {
+        "standard" | "always" => Some(true),
+        "disabled" => Some(false),
+        _ => None,
+    }
+}
+
+/// What is true of both: one that is certainly not decides, then one that is not known.
+fn both(one: Option<bool>, other: Option<bool>) -> Option<bool> {
+    match (one, other) {
+        (Some(false), _) | (_, Some(false)) => Some(false),
+        (one, other) => one.zip(other).map(|_| true),
+    }
 }
 
 /// What the `zfs` program says, if there is one and it succeeds.
@@ -279,6 +301,21 @@ mod tests {
         let found = dataset_of(dir.path(), &mounts).unwrap();
         assert_eq!((found.name.as_str(), found.mounted_at), ("tank/the node", at));
         assert_eq!(dataset_of(Path::new("/"), &mounts).unwrap().name, "tank");
+    }
+
+    #[test]
+    fn a_flush_is_trusted_only_where_every_dataset_is_known_to_honour_it() {
+        assert_eq!(
+            [honours("standard\n"), honours("always"), honours("disabled\n"), honours("")],
+            [Some(true), Some(true), Some(false), None]
+        );
+        assert_eq!(both(Some(true), Some(true)), Some(true));
+        assert_eq!(both(Some(true), None), None);
+        assert_eq!(both(None, Some(false)), Some(false));
+        // Neither the program nor the dataset is there.
+        let nowhere = Dataset { name: "basalt-no-such-pool/x".into(), mounted_at: "/nonexistent".into() };
+        let known = look(&[nowhere]);
+        assert_eq!((known.honours_sync, known.newest_snapshot_unix_ns), (None, None));
     }
 
     #[test]

@@ -7,14 +7,10 @@ mod support;
 use basalt_blockstore::ErrorKind;
 use basalt_node::{Host, InitOptions, Node, Server, State, client, set_state};
 use basalt_proto::v1::{self, datastore_client::DatastoreClient};
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use prost::Message;
-use support::{Served, channel, config, get, kind, put};
-use tonic::{
-    Code, Status,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    codegen::http::uri::PathAndQuery,
-};
+use support::{Served, channel, config, get, kind, put, raw::Raw};
+use tonic::{Code, codegen::http::uri::PathAndQuery};
 
 fn kubo() -> v1::HandshakeRequest {
     v1::HandshakeRequest {
@@ -102,44 +98,6 @@ async fn a_migrating_node_serves_its_migration_only() {
     connect("root").await.unwrap();
     server.stop().await.unwrap();
     node.close().unwrap();
-}
-
-/// Bytes as they are, so that a frame of another version goes over the wire untouched.
-#[derive(Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Raw;
-    type Decoder = Raw;
-
-    fn encoder(&mut self) -> Raw {
-        Raw
-    }
-
-    fn decoder(&mut self) -> Raw {
-        Raw
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
 }
 
 /// Protobuf's wire format by hand, so that the frames stand here byte by byte and no generated code can bend them.

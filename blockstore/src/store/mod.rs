@@ -371,7 +371,7 @@ impl Store {
         self.core.log.lock().fenced.clone()
     }
 
-    /// Looks whether the disk has kept a call for longer than `flush_deadline`, and fences the store then (STORE 14): everyone who waits is told, reads are
+    /// Looks whether the disk has kept a call for longer than `flush_deadline`, and fences the store at the third look in a row that finds so (STORE 14): everyone who waits is told, reads are
     /// refused until it answers. Never waits for the disk; for a thread of the host that does nothing else, every second or so.
     pub fn watch(&self) {
         self.core.watch();

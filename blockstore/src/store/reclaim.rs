@@ -72,14 +72,13 @@ impl Core {
         if punchable.is_empty() {
             return Ok(0);
         }
-        // Above every mark a hole would be the end of the log to whoever has lost the index. They are durable, so a mark that is written now is above them.
-        let active = self.log.lock().active.as_ref().map(|active| active.segment.id);
-        if punchable.iter().any(|(location, ..)| Some(location.segment()) == active) {
-            self.append_mark()?;
-            self.submit_sync()?.wait()?;
+        if let Err(err) = self.prove_holes(&punchable) {
+            // For the next pass.
+            let mut rows = self.rows.lock();
+            rows.punchable_bytes += punchable.iter().map(|(_, _, size)| u64::from(*size)).sum::<u64>();
+            rows.punchable.extend(punchable);
+            return Err(err);
         }
-        // They were listed when they were applied, so a flush of the index has passed them all.
-        self.flush_index()?;
         let mut freed = 0;
         let unit = self.env.ground.hole_bytes().max(1);
         for (location, key_len, size) in punchable {
@@ -110,6 +109,18 @@ impl Core {
             }
         }
         Ok(freed)
+    }
+
+    /// Makes durable what tells holes from damage and from the log's end.
+    fn prove_holes(self: &Arc<Self>, punchable: &[(Location, usize, u32)]) -> Result<()> {
+        // Above every mark a hole would be the end of the log to whoever has lost the index. They are durable, so a mark that is written now is above them.
+        let active = self.log.lock().active.as_ref().map(|active| active.segment.id);
+        if punchable.iter().any(|(location, ..)| Some(location.segment()) == active) {
+            self.append_mark()?;
+            self.submit_sync()?.wait()?;
+        }
+        // They were listed when they were applied, so a flush of the index has passed them all.
+        self.flush_index().map(|_| ())
     }
 
     /// The segment to compact next: the one whose copies take the least.

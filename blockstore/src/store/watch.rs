@@ -4,7 +4,7 @@
 //! unknown, and while the call is still out reads are refused too, because a read of that disk would hang with it, and with it the thread that serves
 //! everybody. The host looks ([`super::Store::watch`]) from a thread that never touches the disk.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::{
     commit::{complete, names},
@@ -12,11 +12,16 @@ use super::{
 };
 use crate::error::{Error, ErrorKind, Result};
 
+/// So many looks in a row must find a call overdue: after a pause of the whole process the first finds all calls so, and then they return.
+const LOOKS: u32 = 3;
+
 /// What the watch knows.
 #[derive(Debug, Default)]
 pub(super) struct Watched {
     /// When the index was asked for what it has not answered, by the monotonic clock, plus one; 0 for nothing.
     indexing_since_ns: AtomicU64,
+    /// Looks in a row that found a call out for longer than the deadline.
+    looks: AtomicU32,
     /// A call has been out for longer than the deadline, and still is.
     stuck: AtomicBool,
 }
@@ -33,6 +38,12 @@ impl Core {
             (Some(_), None) => Some("the index"),
             (None, None) => None,
         };
+        let looks = match what {
+            Some(_) => self.watched.looks.fetch_add(1, Ordering::Relaxed).saturating_add(1),
+            None => 0,
+        };
+        self.watched.looks.store(looks, Ordering::Relaxed);
+        let what = what.filter(|_| looks >= LOOKS);
         if let Some(what) = what
             && !self.watched.stuck.load(Ordering::Acquire)
         {

@@ -71,7 +71,7 @@ func run(args []string) error {
 	case "soak":
 		return endure(rest)
 	default:
-		return fmt.Errorf("no command %q; there are power-cut, compare, kill and soak", command)
+		return fmt.Errorf("no command %q; there are power-cut, compare, kill, soak and full-disk", command)
 	}
 }
 

@@ -98,7 +98,11 @@ func Named(name string) ([]Case, error) {
 	if i := slices.IndexFunc(all, func(c Case) bool { return c.Name == name }); i >= 0 {
 		return all[i : i+1], nil
 	}
-	return nil, fmt.Errorf("no case %q", name)
+	var names []string
+	for _, c := range all {
+		names = append(names, c.Name)
+	}
+	return nil, fmt.Errorf("no case %q; there are %s", name, strings.Join(names, ", "))
 }
 
 // bootsMax is how often a guest whose emulator fails is started again.

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -127,9 +128,24 @@ var Others = []struct {
 	{"zfs-flatfs-sync", Plan{FS: "zfs", Store: FlatfsSync}},
 }
 
+// known says what there is where Only names no lane.
+func (o *Options) known() error {
+	var names []string
+	for _, l := range append(slices.Clone(Lanes), Controls...) {
+		names = append(names, l.Name)
+	}
+	if o.Only != "" && !slices.Contains(names, o.Only) {
+		return fmt.Errorf("no lane %q; there are %s", o.Only, strings.Join(names, ", "))
+	}
+	return nil
+}
+
 // Run cuts the power Rounds times, and controls that the cut takes what isn't flushed.
 func Run(o Options) (Result, error) {
 	var result Result
+	if err := o.known(); err != nil {
+		return result, err
+	}
 	var failures []error
 	var lanes []*lane
 	for _, l := range Lanes {
