@@ -110,7 +110,7 @@ pub trait Zfs: Send + Sync {
     /// The holds on a snapshot, by tag.
     fn holds(&self, snapshot: &Snapshot) -> Result<Vec<Hold>>;
 
-    /// Properties by name; what isn't set and has no default is left out. An empty `names` asks for all.
+    /// Properties, in the order of their names; what isn't set and has no default is left out. An empty `names` asks for all.
     fn properties(&self, entity: &Entity, names: &[PropertyName]) -> Result<Vec<Property>>;
 
     /// Who may do what on a dataset (`zfs allow`), that of the datasets above included.

@@ -320,7 +320,10 @@ impl Zfs for Cli {
         arguments.extend([names, entity.to_string()]);
         let bytes = self.zfs(Operation::Get, entity.as_str(), &entity.pool(), arguments)?;
         let read = if self.json { parse::properties_from_json(&bytes) } else { parse::properties_from_text(&bytes) };
-        read.map_err(|why| Error::new(Operation::Get, entity, Class::Parse, why))
+        let mut read = read.map_err(|why| Error::new(Operation::Get, entity, Class::Parse, why))?;
+        // As text they come in the order of the question, as JSON by name.
+        read.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(read)
     }
 
     fn delegation(&self, dataset: &Dataset) -> Result<Delegation> {

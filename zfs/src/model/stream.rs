@@ -93,16 +93,22 @@ fn read(from: &mut dyn Read) -> std::io::Result<Came> {
     }
 }
 
+/// ZFS's streams begin with a record that is small beside what follows, of an empty dataset too: half a stream always says what it is.
+fn filler_bytes(header_bytes: usize) -> usize {
+    2 * (MAGIC.len() + header_bytes)
+}
+
 fn parse(bytes: &[u8]) -> Came {
     if bytes.is_empty() {
         return Came::Nothing("failed to read from stream");
     }
     let Some(rest) = bytes.strip_prefix(MAGIC) else { return Came::Nothing("invalid stream (bad magic number)") };
     let Some(end) = rest.iter().position(|b| *b == b'\n') else { return Came::Nothing("incomplete stream") };
-    let (header, data) = (&rest[..end], &rest[end + 1..]);
+    let (header, rest) = (&rest[..end], &rest[end + 1..]);
     let Some(header) = serde_json::from_slice(header).ok().as_ref().and_then(Header::from_json) else {
         return Came::Nothing("invalid stream");
     };
+    let data = rest.get(filler_bytes(end)..).unwrap_or_default();
     let wanted = header.data_bytes.saturating_sub(header.skip_bytes) as usize;
     if data.len() == wanted + END.len() && data.ends_with(END) {
         return Came::Whole(header);
@@ -218,8 +224,9 @@ impl State {
         let header = self.header(Operation::Send, stream)?;
         let mut bytes = MAGIC.to_vec();
         bytes.extend(header.to_json().to_string().into_bytes());
+        let filler = filler_bytes(bytes.len() - MAGIC.len());
         bytes.push(b'\n');
-        bytes.resize(bytes.len() + (header.data_bytes - header.skip_bytes) as usize, 0x5a);
+        bytes.resize(bytes.len() + filler + (header.data_bytes - header.skip_bytes) as usize, 0x5a);
         bytes.extend_from_slice(END);
         Ok(bytes)
     }
