@@ -486,6 +486,65 @@ fn segments_kept_for_recycling_are_given_up_before_a_put_is_refused() {
 }
 
 #[test]
+fn what_waits_for_its_flush_is_flushed_before_a_put_is_refused() {
+    let mut world = World::new();
+    world.options.reserve_bytes = 1 << 20;
+    world.options.durability = Durability::Ordered;
+    world.options.segment_bytes = 1 << 20;
+    let store = world.open();
+    // Unflushed, recovery might have to copy it: 300 KB are kept for that, of which the flush makes room.
+    (0..15).for_each(|number| put(&store, number, 20_000));
+    world.disk.set_available(Some((1 << 20) + 300_000));
+    world.disk.advance_ns(1_000_000_000);
+    put(&store, 15, 20_000);
+    world.power_cut(Loss::Everything);
+    drop(store);
+    let store = world.open();
+    assert!((0..15).all(|number| get(&store, number) == Ok(value(number, 20_000))), "it was not flushed");
+}
+
+#[test]
+fn on_zfs_holes_are_whole_records_and_segments_a_quarter_dead_are_copied_together() {
+    const RECORD: u64 = 8192;
+    #[derive(Debug)]
+    struct Zfs;
+    impl Ground for Zfs {
+        fn overwrites_in_place(&self) -> bool {
+            false
+        }
+        fn hole_bytes(&self) -> u64 {
+            RECORD
+        }
+    }
+    let mut world = World::new();
+    world.ground = Arc::new(Zfs);
+    let store = world.open();
+    // Large ones are punched out as far as whole records go.
+    (0..12).for_each(|number| put(&store, number, 20_000));
+    delete(&store, 1);
+    world.disk.record_trace(true);
+    store.reclaim().unwrap();
+    let trace = world.disk.trace();
+    let holes: Vec<(u64, u64)> = trace
+        .iter()
+        .filter_map(|line| line.split_once("punch ")?.1.split_once('@'))
+        .map(|(len, offset)| {
+            let offset: String = offset.chars().take_while(char::is_ascii_digit).collect();
+            (len.parse().unwrap(), offset.parse().unwrap())
+        })
+        .collect();
+    assert!(!holes.is_empty(), "{trace:?}");
+    assert!(holes.iter().all(|(len, offset)| len % RECORD == 0 && offset % RECORD == 0), "{holes:?}");
+    // Small ones are never; where a third of a segment is dead of them it is copied, though the option says half.
+    let first_small = world.segments() as u64 + 1;
+    (100..500).for_each(|number| put(&store, number, 400));
+    (100..500).filter(|number| number % 3 == 0).for_each(|number| delete(&store, number));
+    store.reclaim().unwrap();
+    assert!(world.disk.contents(&world.segment(first_small)).is_none(), "segment {first_small} is still there");
+    assert!((100..500).all(|number| get(&store, number).is_ok() == (number % 3 != 0)));
+}
+
+#[test]
 fn no_compaction_takes_the_room_that_deletes_need() {
     let world = World::new();
     let store = world.open();

@@ -17,6 +17,8 @@ use crate::error::Result;
 const PUNCH_BYTES: u64 = 32 << 20;
 /// A segment is compacted when this share of it is dead and space is short, in percent.
 const PRESSED_DEAD_PERCENT: u8 = 20;
+/// Where nothing is overwritten in place, holes give back whole records alone, and spent segments are never recycled: what is dead in a segment would stay (STORE 17).
+const COPIED_DEAD_PERCENT: u8 = 25;
 
 impl Core {
     /// Frees what pays; returns the bytes given back.
@@ -126,10 +128,13 @@ impl Core {
     /// The segment to compact next: the one whose copies take the least.
     fn worth_compacting(&self, pressed: bool) -> Option<u64> {
         let active = self.log.lock().active.as_ref().map(|active| active.segment.id);
-        let percent = match pressed {
-            true => self.options.compact_dead_percent.min(PRESSED_DEAD_PERCENT),
-            false => self.options.compact_dead_percent,
-        };
+        let mut percent = self.options.compact_dead_percent;
+        if !self.env.ground.overwrites_in_place() {
+            percent = percent.min(COPIED_DEAD_PERCENT);
+        }
+        if pressed {
+            percent = percent.min(PRESSED_DEAD_PERCENT);
+        }
         // A compaction that runs out of room has taken what deletes need.
         let room = self.room_for_copies();
         let rows = self.rows.lock();
