@@ -2,10 +2,19 @@
 //!
 //! - [`Layout`] is what is declared: which datasets a node has ([`Member`], by [`Role`]), where they are mounted, and their properties. It is
 //!   read from [`FILE_NAME`] in the node's folder, the mountpoint of the first of them.
+//! - [`look`] gives the [`Facts`]: what is there.
+//! - [`plan`] compares the two: a pure function. Its [`Plan`] is shown before it is applied, and is what drift is explained by.
+//! - [`apply`] does its steps over [`basalt_zfs::Zfs`]; what needs root goes through [`Hands`]. Killed anywhere, the next one goes on from there.
 //!
 //! Nothing here destroys, renames or empties a dataset.
 
+mod apply;
+mod facts;
 mod layout;
+mod plan;
 mod property;
 
+pub use apply::{Hands, Own, Stopped, apply, unfinished};
+pub use facts::{Facts, Folder, Found, look};
 pub use layout::{Declaration, Encryption, FILE_NAME, Layout, LayoutError, Member, Repo, Role, SHARDS_MAX};
+pub use plan::{APPLYING_PROPERTY, NODE_PROPERTY, Note, Obstacle, Plan, Planned, ROLE_PROPERTY, Step, plan};

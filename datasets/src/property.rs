@@ -92,7 +92,21 @@ pub(crate) fn declared(name: &str, value: &str) -> Result<String, String> {
     }
 }
 
-#[allow(dead_code)] // the plan compares by it
+/// All that may be declared.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    DECLARABLE.iter().map(|(name, _)| *name)
+}
+
+/// Whether a property may be declared.
+pub(crate) fn is_declarable(name: &str) -> bool {
+    DECLARABLE.iter().any(|(known, _)| *known == name)
+}
+
+/// Whether what lies in a dataset takes it from there.
+pub(crate) fn inherits(name: &str) -> bool {
+    DECLARABLE.iter().any(|(known, takes)| *known == name && !matches!(takes, Takes::Space))
+}
+
 /// Whether two values of a property are the same to ZFS: sizes are compared as numbers.
 pub(crate) fn same(name: &str, one: &str, other: &str) -> bool {
     let sized = DECLARABLE.iter().any(|(known, takes)| *known == name && !matches!(takes, Takes::Words(_)));

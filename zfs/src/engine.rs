@@ -122,7 +122,7 @@ pub trait Zfs: Send + Sync {
     /// Destroys a dataset that has no snapshots, no children and no users.
     fn destroy(&self, dataset: &Dataset) -> Result<()>;
 
-    /// Renames a dataset within its pool, with all that lies in it; the new parent must exist.
+    /// Renames a dataset within its pool, with all that lies in it; the new parent must exist. To its own name it is nothing.
     fn rename(&self, dataset: &Dataset, to: &Dataset) -> Result<()>;
 
     /// Sets properties, in one call but not atomically.
@@ -134,7 +134,7 @@ pub trait Zfs: Send + Sync {
     /// Takes snapshots of datasets of one pool in one transaction: all or none, one instant. `properties` must be a user's.
     fn snapshot(&self, snapshots: &[Snapshot], properties: &[(PropertyName, String)]) -> Result<()>;
 
-    /// Renames a snapshot of a dataset.
+    /// Renames a snapshot of a dataset; to its own name it is nothing.
     fn rename_snapshot(&self, snapshot: &Snapshot, to: &Snapshot) -> Result<()>;
 
     /// Destroys snapshots of one dataset in one transaction: all or none. Those that aren't there any more don't count, unless none is there

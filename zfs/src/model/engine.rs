@@ -418,6 +418,9 @@ impl Zfs for Model {
             if !state.filesystems.contains_key(dataset) {
                 return Err(act.not_found());
             }
+            if to == dataset {
+                return Ok(());
+            }
             if !state.pools.contains_key(&to.pool()) {
                 return Err(act.refuse(Class::NotFound, "no such pool"));
             }
@@ -532,6 +535,9 @@ impl Zfs for Model {
         self.change(Operation::RenameSnapshot, snapshot.as_str(), &snapshot.dataset(), &[], |state, act| {
             if state.locate(snapshot).is_none() {
                 return Err(act.not_found());
+            }
+            if to == snapshot {
+                return Ok(());
             }
             if state.locate(to).is_some() {
                 return Err(act.refuse(Class::Exists, "dataset already exists"));

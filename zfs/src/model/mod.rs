@@ -174,6 +174,11 @@ impl Model {
         self.state().faults.push(fault);
     }
 
+    /// Takes back the faults that have not hit yet.
+    pub fn clear_faults(&self) {
+        self.state().faults.clear();
+    }
+
     /// Acts as a user who isn't root, with what `delegation` grants; `None` is root again.
     pub fn act_as(&self, user: Option<(&str, Delegation)>) {
         let mut state = self.state();
