@@ -39,6 +39,7 @@ pub fn init(node: &Path, options: &Init) -> Outcome {
             shards: options.shards.unwrap_or(1) as usize,
             durability,
             state: if options.migrating { State::Migrating } else { State::Ready },
+            own_mounts: false,
         },
     )?;
     // Opened once: what makes the stores happens here, where somebody reads the error, and a node can be looked at before it was served.

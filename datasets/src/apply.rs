@@ -1,7 +1,12 @@
 //! Does what a plan says, step by step, and says so. Killed anywhere, or stopped by an error, it leaves a mark on the node's dataset
 //! ([`APPLYING_PROPERTY`]) and a state that the next plan takes from there: nothing has to be undone, because no step takes anything away.
 
-use std::fmt;
+use std::{
+    fmt,
+    io::Write,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
 
 use basalt_zfs::{Class, Dataset, Entity, Operation, PropertyName, Result, Source, Zfs};
 
@@ -17,7 +22,7 @@ pub trait Hands {
     /// Loads a key from its `keylocation`.
     fn load_key(&self, dataset: &Dataset) -> Result<()>;
     /// Mounts at the dataset's mountpoint, over a folder that nothing can be written into.
-    fn mount(&self, dataset: &Dataset, at: &std::path::Path) -> Result<()>;
+    fn mount(&self, dataset: &Dataset, at: &Path) -> Result<()>;
 }
 
 /// Through [`Zfs`], with the rights of this process.
@@ -32,8 +37,82 @@ impl Hands for Own<'_> {
         self.0.load_key(dataset, None)
     }
 
-    fn mount(&self, dataset: &Dataset, _: &std::path::Path) -> Result<()> {
+    fn mount(&self, dataset: &Dataset, _: &Path) -> Result<()> {
         self.0.mount(dataset)
+    }
+}
+
+/// The same with root's rights: the folder below a mount is sealed first ([`crate::bare`]).
+pub struct Root<'a>(pub &'a dyn Zfs);
+
+impl Hands for Root<'_> {
+    fn create(&self, dataset: &Dataset, properties: &[(PropertyName, String)]) -> Result<()> {
+        self.0.create(dataset, properties)
+    }
+
+    fn load_key(&self, dataset: &Dataset) -> Result<()> {
+        self.0.load_key(dataset, None)
+    }
+
+    fn mount(&self, dataset: &Dataset, at: &Path) -> Result<()> {
+        let failed = |e: std::io::Error| {
+            let said = format!("prepare the folder {}: {e}", at.display());
+            basalt_zfs::Error::new(Operation::Mount, dataset, Class::Io, said)
+        };
+        crate::bare::seal(at).map_err(failed)?;
+        self.0.mount(dataset)
+    }
+}
+
+/// Through the privileged helper, for an agent that isn't root.
+pub struct Helper {
+    /// The command that runs it, such as `sudo -n /usr/lib/basalt/basalt-zfs-helper`, without a shell.
+    pub command: Vec<String>,
+}
+
+impl Helper {
+    fn ask(&self, operation: Operation, verb: &str, dataset: &Dataset, input: &str) -> Result<()> {
+        let refuse = |class, said: String| basalt_zfs::Error::new(operation, dataset, class, said);
+        let Some((program, arguments)) = self.command.split_first() else {
+            return Err(refuse(Class::NotInstalled, "no helper is named".into()));
+        };
+        let shown = self.command.join(" ");
+        let run = || -> std::io::Result<Output> {
+            let mut child = Command::new(program)
+                .args(arguments)
+                .args([verb, dataset.as_str()])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()?;
+            if let Some(mut to) = child.stdin.take() {
+                // A helper that has refused reads nothing; what it says is worth more.
+                let _unread = to.write_all(input.as_bytes());
+            }
+            child.wait_with_output()
+        };
+        let output = run().map_err(|e| refuse(Class::NotInstalled, format!("{shown}: {e}")))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(refuse(crate::helper::class_of(&said), format!("{shown} {verb}: {}", said.trim())))
+    }
+}
+
+impl Hands for Helper {
+    fn create(&self, dataset: &Dataset, properties: &[(PropertyName, String)]) -> Result<()> {
+        let input = crate::helper::written(properties)
+            .map_err(|e| basalt_zfs::Error::new(Operation::Create, dataset, Class::Invalid, e.to_string()))?;
+        self.ask(Operation::Create, "create", dataset, &input)
+    }
+
+    fn load_key(&self, dataset: &Dataset) -> Result<()> {
+        self.ask(Operation::LoadKey, "load-key", dataset, "")
+    }
+
+    fn mount(&self, dataset: &Dataset, _: &Path) -> Result<()> {
+        self.ask(Operation::Mount, "mount", dataset, "")
     }
 }
 
@@ -51,7 +130,7 @@ pub enum Stopped {
         /// Which failed; none where it was the mark.
         step: Option<Step>,
         /// Why.
-        error: basalt_zfs::Error,
+        error: Box<basalt_zfs::Error>,
     },
 }
 
@@ -90,12 +169,12 @@ pub fn apply(
     }
     let parent = layout.parent();
     let mark = (
-        name(APPLYING_PROPERTY).map_err(|error| Stopped::Step { done: 0, step: None, error })?,
+        name(APPLYING_PROPERTY).map_err(|error| Stopped::Step { done: 0, step: None, error: error.into() })?,
         format!("{} steps", plan.steps.len()),
     );
     let makes_parent =
         plan.steps.iter().any(|planned| matches!(&planned.step, Step::Create { dataset, .. } if dataset == parent));
-    let at_mark = |done| move |error| Stopped::Step { done, step: None, error };
+    let at_mark = |done| move |error: basalt_zfs::Error| Stopped::Step { done, step: None, error: error.into() };
     if !plan.steps.is_empty() && !makes_parent {
         zfs.set(parent, std::slice::from_ref(&mark)).map_err(at_mark(0))?;
     }
@@ -114,7 +193,7 @@ pub fn apply(
             Step::LoadKey { dataset } => already(hands.load_key(dataset)),
             Step::Mount { dataset, at } => already(hands.mount(dataset, at)),
         };
-        result.map_err(|error| Stopped::Step { done, step: Some(step.clone()), error })?;
+        result.map_err(|error| Stopped::Step { done, step: Some(step.clone()), error: error.into() })?;
     }
     if unfinished(zfs, parent).map_err(at_mark(plan.steps.len()))?.is_some() {
         zfs.inherit(parent, &mark.0).map_err(at_mark(plan.steps.len()))?;

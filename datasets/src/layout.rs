@@ -166,9 +166,12 @@ const DEFAULTS: &[(&str, &[(&str, &str)])] = &[
             ("atime", "off"),
             ("compression", "lz4"),
             ("dedup", "off"),
+            // Nobody runs or opens what a stream may have brought; the privileged helper mounts nothing without.
+            ("devices", "off"),
             ("logbias", "latency"),
             ("primarycache", "all"),
             ("redundant_metadata", "all"),
+            ("setuid", "off"),
             ("sync", "standard"),
             ("xattr", "sa"),
         ],

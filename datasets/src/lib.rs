@@ -6,15 +6,19 @@
 //! - [`plan`] compares the two: a pure function. Its [`Plan`] is shown before it is applied, and is what drift is explained by.
 //! - [`apply`] does its steps over [`basalt_zfs::Zfs`]; what needs root goes through [`Hands`]. Killed anywhere, the next one goes on from there.
 //!
+//! - [`helper`] is the small program that mounts, creates and loads keys for an agent that isn't root; [`bare`] seals the folders below mounts.
+//!
 //! Nothing here destroys, renames or empties a dataset.
 
 mod apply;
+pub mod bare;
 mod facts;
+pub mod helper;
 mod layout;
 mod plan;
 mod property;
 
-pub use apply::{Hands, Own, Stopped, apply, unfinished};
+pub use apply::{Hands, Helper, Own, Root, Stopped, apply, unfinished};
 pub use facts::{Facts, Folder, Found, look};
 pub use layout::{Declaration, Encryption, FILE_NAME, Layout, LayoutError, Member, Repo, Role, SHARDS_MAX};
 pub use plan::{APPLYING_PROPERTY, NODE_PROPERTY, Note, Obstacle, Plan, Planned, ROLE_PROPERTY, Step, plan};

@@ -55,8 +55,10 @@ fn run(model: &Model, layout: &Layout, plan: &Plan, yes: bool) -> Result<(), Sto
     apply(layout, plan, model, &Own(model), yes, &mut |_| {})
 }
 
+type Properties = BTreeMap<String, (String, Source)>;
+
 /// All there is, without what differs from world to world.
-fn state(model: &Model) -> Vec<(Dataset, BTreeMap<String, (String, Source)>)> {
+fn state(model: &Model) -> Vec<(Dataset, Properties)> {
     let counters = ["guid", "createtxg", "creation", "snapshots_changed"];
     let all = model.datasets(&dataset("tank"), Reach::Descendants).unwrap();
     let properties = |d: &DatasetEntry| {

@@ -3,7 +3,7 @@
 //! ```text
 //! NODE/node.json       what the node is; written last by init, so that a folder with it is a whole node
 //! NODE/basalt.toml     what its operator chose
-//! NODE/shards/00..     one folder a shard (elsewhere where init was given paths)
+//! NODE/shards/00..     one folder a shard (elsewhere where init was given paths); one that is a mount of its own has a basalt.place
 //! NODE/keyspace        all that is not a block
 //! NODE/run             data.sock, admin.sock while somebody serves
 //! NODE/lock            who has it open
@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config,
     lock::{self, Host, OwnerLock},
+    mooring::{self, Place},
 };
 
 /// The file that makes a folder a node.
@@ -36,6 +37,9 @@ pub const NODE_FILE: &str = "node.json";
 pub const FORMAT: u32 = 1;
 const PARTIAL_FILE: &str = "init.partial";
 const RUN_DIR: &str = "run";
+const KEYSPACE: &str = "keyspace";
+/// What an empty file system may have in it, and what an init that was killed leaves in a folder that is a mount.
+const EMPTY: &[&str] = &["lost+found", ".zfs", mooring::FILE_NAME];
 /// Most shards of one node; each costs its own flush and index.
 pub const SHARDS_MAX: usize = 4096;
 /// Weight of a shard on the ring where nothing else is said.
@@ -47,7 +51,8 @@ const WEIGHT: u32 = 100;
 pub struct NodeId(String);
 
 impl NodeId {
-    fn random() -> Result<NodeId> {
+    /// A new one, of the operating system's random bytes.
+    pub fn random() -> Result<NodeId> {
         Ok(NodeId(hex(&random_bytes()?)))
     }
 
@@ -114,6 +119,9 @@ pub struct NodeFile {
     pub ring_key: String,
     /// The shards, in the order of their ids.
     pub shards: Vec<ShardPlace>,
+    /// Whether the keyspace's folder was a mount of its own when the node was made: then it must be that mount at every open.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub keyspace_is_mount: bool,
     /// When init made the node, in milliseconds since the Unix epoch.
     pub created_unix_ms: u64,
     /// Whether it takes data clients.
@@ -127,6 +135,13 @@ pub struct ShardPlace {
     pub path: PathBuf,
     /// Its share on the ring, relative to the others.
     pub weight: u32,
+    /// Whether its folder was a mount of its own (a dataset, a disk) when the node was made: then it must be that mount at every open.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub is_mount: bool,
+}
+
+fn is_not(what: &bool) -> bool {
+    !what
 }
 
 /// What init is to make.
@@ -142,6 +157,8 @@ pub struct InitOptions {
     pub state: State,
     /// The node's name, where whoever makes it has written that down already (a Kubo repo's `datastore_spec`); none: a new one.
     pub node_id: Option<NodeId>,
+    /// The folders of the shards and of the keyspace are there already, each a mount of its own (datasets): else init fails.
+    pub own_mounts: bool,
 }
 
 impl Default for InitOptions {
@@ -152,6 +169,7 @@ impl Default for InitOptions {
             durability: Durability::Strict,
             state: State::Ready,
             node_id: None,
+            own_mounts: false,
         }
     }
 }
@@ -211,6 +229,13 @@ impl NodeFile {
         replace_file(node, NODE_FILE, &format!("{text}\n"))
     }
 
+    /// The folders that must be the mounts that they were made on.
+    pub(crate) fn mounts(&self, node: &Path) -> Vec<Place> {
+        let shards = self.shards.iter().filter(|shard| shard.is_mount).map(|shard| shard.path.as_path());
+        let keyspace = self.keyspace_is_mount.then_some(Path::new(KEYSPACE));
+        shards.chain(keyspace).map(|place| Place { dir: node.join(place), place: place.to_owned() }).collect()
+    }
+
     /// Where the stores lie.
     pub fn layout(&self, node: &Path) -> Result<basalt_datastore::Layout> {
         let ring_key = unhex(&self.ring_key).ok_or_else(|| {
@@ -221,7 +246,7 @@ impl NodeFile {
         })?;
         Ok(basalt_datastore::Layout {
             shards: self.shards.iter().map(|shard| (node.join(&shard.path), shard.weight)).collect(),
-            keyspace: node.join("keyspace"),
+            keyspace: node.join(KEYSPACE),
             ring_key,
         })
     }
@@ -239,7 +264,7 @@ pub fn init(node: &Path, options: &InitOptions) -> Result<NodeFile> {
     make_dir(node, 0o750)?;
     // Looked at before anything is made, so that a foreign folder stays as it was.
     if !is_partial(node)? {
-        refuse_foreign(node)?;
+        refuse_foreign(node, options.own_mounts)?;
     }
     let _lock = OwnerLock::take(node, Host::Command("basalt init"))?;
     // Another init may have been faster until the lock was ours.
@@ -268,14 +293,42 @@ pub fn init(node: &Path, options: &InitOptions) -> Result<NodeFile> {
         }
         let dir = node.join(place);
         make_dir(&dir, 0o700)?;
-        if entries(&dir)?.iter().any(|name| name != "lost+found") {
+        if entries(&dir)?.iter().any(|name| !EMPTY.contains(&name.as_str())) {
             return Err(Error::new(
                 ErrorKind::InvalidValue,
                 format!("shard folder {} is not empty: name an empty one, or empty it", dir.display()),
             ));
         }
     }
-    make_dir(&node.join("keyspace"), 0o700)?;
+    let keyspace = node.join(KEYSPACE);
+    make_dir(&keyspace, 0o700)?;
+    let node_id = match &options.node_id {
+        Some(id) => id.clone(),
+        None => NodeId::random()?,
+    };
+    let moor = |place: &Path| -> Result<bool> {
+        let dir = node.join(place);
+        let is_mount = mooring::is_mount(&dir)?;
+        match is_mount {
+            true => mooring::write(&dir, &node_id, place)?,
+            false if options.own_mounts => {
+                return Err(Error::new(
+                    ErrorKind::InvalidValue,
+                    format!(
+                        "{} is to be a mount of its own, and nothing is mounted there: mount its dataset first",
+                        dir.display()
+                    ),
+                ));
+            }
+            false => {}
+        }
+        Ok(is_mount)
+    };
+    let shards = places
+        .into_iter()
+        .map(|path| Ok(ShardPlace { is_mount: moor(&path)?, path, weight: WEIGHT }))
+        .collect::<Result<Vec<_>>>()?;
+    let keyspace_is_mount = moor(Path::new(KEYSPACE))?;
     let toml = format!(
         "# What is not set here has its default: `basalt config reference`. `basalt config check` looks for mistakes.\n\n\
          [node]\ndurability = \"{}\"\n",
@@ -284,12 +337,10 @@ pub fn init(node: &Path, options: &InitOptions) -> Result<NodeFile> {
     replace_file(node, config::FILE_NAME, &toml)?;
     let file = NodeFile {
         format: FORMAT,
-        node_id: match &options.node_id {
-            Some(id) => id.clone(),
-            None => NodeId::random()?,
-        },
+        node_id,
         ring_key: hex(&random_bytes()?),
-        shards: places.into_iter().map(|path| ShardPlace { path, weight: WEIGHT }).collect(),
+        shards,
+        keyspace_is_mount,
         created_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64),
         state: options.state,
     };
@@ -336,14 +387,17 @@ fn is_partial(node: &Path) -> Result<bool> {
     Ok(node.join(PARTIAL_FILE).exists() && !node.join(NODE_FILE).exists())
 }
 
-fn refuse_foreign(node: &Path) -> Result<()> {
+fn refuse_foreign(node: &Path, own_mounts: bool) -> Result<()> {
     let names = entries(node)?;
     if names.iter().any(|name| name == NODE_FILE) {
         return Err(is_a_node(node));
     }
     // Lock files may be there before there is a node: a starter or another init took them.
-    let ours = [lock::OWNER_FILE, lock::STARTING_FILE, "lost+found", PARTIAL_NEW];
-    match names.iter().find(|name| !ours.contains(&name.as_str())) {
+    let ours = [lock::OWNER_FILE, lock::STARTING_FILE, "lost+found", ".zfs", PARTIAL_NEW];
+    // Mounted there before, each looked into by itself.
+    let mounts = ["shards", KEYSPACE];
+    let is_ours = |name: &str| ours.contains(&name) || (own_mounts && mounts.contains(&name));
+    match names.iter().find(|name| !is_ours(name)) {
         Some(name) => Err(Error::new(
             ErrorKind::InvalidValue,
             format!("{} is not empty (it holds '{name}'): name an empty or new folder for the node", node.display()),
@@ -382,7 +436,7 @@ pub(crate) fn make_dir(dir: &Path, mode: u32) -> Result<()> {
 }
 
 /// Writes a file beside, flushes it, renames it over `name`, flushes the folder: after a crash there is the old content or the new.
-fn replace_file(dir: &Path, name: &str, text: &str) -> Result<()> {
+pub(crate) fn replace_file(dir: &Path, name: &str, text: &str) -> Result<()> {
     let new = dir.join(format!("{name}.new"));
     let replace = || -> io::Result<()> {
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&new)?;
@@ -514,6 +568,26 @@ mod tests {
         assert!(message(init(&dir.path().join("third"), &twice)).contains("can't share"));
         let none = InitOptions { shards: 0, ..Default::default() };
         assert!(message(init(&dir.path().join("fourth"), &none)).contains("1 to 4096 shards, not 0"));
+    }
+
+    #[test]
+    fn a_shard_whose_mount_is_missing_is_refused_and_its_bare_folder_stays_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = InitOptions { own_mounts: true, ..Default::default() };
+        assert!(message(init(&dir.path().join("a"), &options)).contains("nothing is mounted there"));
+        let node = dir.path().join("node");
+        let mut file = init(&node, &InitOptions::default()).unwrap();
+        assert!(!fs::read_to_string(node.join(NODE_FILE)).unwrap().contains("is_mount"), "nor is it in the file then");
+        // As of a node whose shard is a mount, which isn't there.
+        file.shards[0].is_mount = true;
+        file.write(&node).unwrap();
+        assert_eq!(NodeFile::read(&node).unwrap(), file);
+        let open = || crate::Node::open(&node, config::Config::load(&node, &[]).unwrap(), Host::Agent).map(drop);
+        let err = open().unwrap_err();
+        assert!(err.kind() == ErrorKind::Unavailable && err.to_string().contains("is not mounted"), "{err}");
+        assert!(entries(&node.join("shards/00")).unwrap().is_empty());
+        mooring::write(&node.join("shards/00"), &file.node_id, Path::new("shards/00")).unwrap();
+        open().unwrap();
     }
 
     #[test]

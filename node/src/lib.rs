@@ -29,6 +29,7 @@ mod grpc;
 mod handshake;
 pub mod layout;
 pub mod lock;
+mod mooring;
 mod node;
 pub mod query;
 mod scrub;

@@ -23,6 +23,7 @@ use crate::{
     ground, grpc,
     layout::{self, NodeFile, NodeId, State},
     lock::{Host, OwnerLock},
+    mooring::Mooring,
     scrub::{self, Healer, Scrubber},
     sockets::Paths,
 };
@@ -48,6 +49,7 @@ pub struct Node {
     host: Host,
     datastore: Arc<Datastore>,
     ground: Arc<dyn Ground>,
+    mooring: Mooring,
     incarnation: [u8; 16],
     opened: Instant,
     clients: Arc<Clients>,
@@ -97,12 +99,17 @@ impl Node {
                 ),
             ));
         }
+        let mooring = Mooring::look(&path, &file.node_id, file.mounts(&path))?;
         let layout = file.layout(&path)?;
         let options = config.datastore.clone();
         let dirs =
             layout.shards.iter().map(|(dir, _)| dir.as_path()).chain([layout.keyspace.as_path(), path.as_path()]);
         let ground = ground::under(dirs);
-        let env = Env { ground: ground.clone(), ..Env::with_index_memory(options.store.index_memory_bytes) };
+        let env = Env {
+            ground: ground.clone(),
+            disk: mooring.disk(),
+            ..Env::with_index_memory(options.store.index_memory_bytes)
+        };
         let opened = match lock {
             Some(_) => Datastore::open(&layout, &env, options),
             None => Datastore::open_read_only(&layout, &env, options),
@@ -110,7 +117,7 @@ impl Node {
         let datastore =
             opened.map(Arc::new).map_err(|err| err.context(format_args!("open node {}", path.display())))?;
         let background = match lock {
-            Some(_) => Some(Background::start(datastore.clone(), config.background_interval)?),
+            Some(_) => Some(Background::start(datastore.clone(), mooring.clone(), config.background_interval)?),
             None => None,
         };
         let scrubber = match lock {
@@ -120,6 +127,7 @@ impl Node {
         let node = Node {
             scrubber,
             ground,
+            mooring,
             incarnation: layout::random_bytes()?,
             opened: Instant::now(),
             clients: Clients::new(
@@ -370,6 +378,18 @@ impl Node {
         if let Some(why) = keyspace_fenced {
             conditions.push(condition("fenced", "critical", format!("the keyspace takes no writes: {why}"), reopen));
         }
+        for folder in self.mooring.adrift() {
+            conditions.push(condition(
+                "unmounted",
+                "critical",
+                format!(
+                    "{} was unmounted under the node: files that are open are still read and written, no new one is made, and nothing goes into the bare \
+                     folder below",
+                    folder.display()
+                ),
+                "mount it again (`basalt dataset apply`, `zfs mount -a`), then restart the agent",
+            ));
+        }
         for shard in shards {
             if let Some(why) = shard.state.strip_prefix("fenced: ") {
                 conditions.push(condition(
@@ -519,13 +539,22 @@ struct Background {
 }
 
 impl Background {
-    fn start(datastore: Arc<Datastore>, interval: Duration) -> Result<Background> {
+    fn start(datastore: Arc<Datastore>, mooring: Mooring, interval: Duration) -> Result<Background> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let stopped = stop.clone();
         let thread = std::thread::Builder::new()
             .name("basalt-background".to_owned())
             .spawn(move || {
+                let mut known = Vec::new();
                 while !wait(&stopped, interval) {
+                    let adrift = mooring.adrift();
+                    for folder in adrift.iter().filter(|folder| !known.contains(*folder)) {
+                        tracing::error!(
+                            folder = %folder.display(),
+                            "unmounted under the node: nothing new is made there until it is mounted again and the agent restarted"
+                        );
+                    }
+                    known = adrift;
                     pass(&datastore);
                 }
             })
