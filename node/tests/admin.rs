@@ -185,3 +185,35 @@ async fn export_of_named_blocks_is_all_of_them_or_an_error() {
     let request = v1::ExportBlocksRequest { after: "no multihash".into(), ..Default::default() };
     assert_eq!(kind(&admin.export_blocks(request).await.unwrap_err()), ErrorKind::InvalidKey);
 }
+
+#[tokio::test]
+async fn deletes_are_held_as_long_as_someone_listens_and_no_longer_than_the_limit() {
+    let served = Served::start("");
+    let mut data = served.data().await;
+    let mut admin = served.admin().await;
+    let name = block(b"held").1;
+    data.put(put(&name, b"held")).await.unwrap();
+    for is_let_go in [true, false] {
+        let limit_ms = if is_let_go { 0 } else { 300 };
+        let request = v1::HoldDeletesRequest { limit_ms, by: "a test".into() };
+        let mut hold = admin.hold_deletes(request).await.unwrap().into_inner();
+        assert!(hold.message().await.unwrap().is_some(), "they are held from now on");
+        let mut other = data.clone();
+        let key = name.clone();
+        let mut delete =
+            tokio::spawn(async move { other.delete(v1::DeleteRequest { key, ..Default::default() }).await });
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(200), &mut delete).await.is_err(), "it waits");
+        data.put(put("/pin", b"goes on")).await.unwrap();
+        match is_let_go {
+            true => drop(hold),
+            false => {
+                let refused = hold.message().await.unwrap_err();
+                assert!(
+                    kind(&refused) == ErrorKind::Unavailable && refused.message().contains("300 ms"),
+                    "{refused:?}"
+                );
+            }
+        }
+        delete.await.unwrap().unwrap();
+    }
+}

@@ -1,6 +1,9 @@
 //! The admin service: what an operator, the CLI and another owner may ask of a node.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use basalt_blockstore::{
     Digest, Error, ErrorKind, Multihash, Result as StoreResult,
@@ -33,6 +36,11 @@ const QUARANTINED_KEYS: usize = 1024;
 const STREAMS_MAX: usize = 4;
 /// One of them that nobody has read for this long makes room for one that waits.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Deletes are held for this long at most: a client that hangs must not stop gc for ever.
+const HOLD_MAX: Duration = Duration::from_secs(60);
+/// How often it is looked whether whom deletes are held for is still there.
+const HOLD_LOOK: Duration = Duration::from_millis(20);
 
 /// The admin service of one node.
 #[derive(Debug)]
@@ -110,6 +118,40 @@ impl admin_server::Admin for Admin {
             freed_bytes: before.bytes.saturating_sub(after.bytes),
             segments: before.segments.saturating_sub(after.segments),
         }))
+    }
+
+    type HoldDeletesStream = Answers<v1::HoldDeletesResponse>;
+
+    async fn hold_deletes(
+        self: Arc<Self>,
+        request: Request<v1::HoldDeletesRequest>,
+    ) -> Answer<Self::HoldDeletesStream> {
+        let connection = request.extensions().get::<Connection>().cloned();
+        let request = request.into_inner();
+        let limit = match request.limit_ms {
+            0 => HOLD_MAX,
+            asked => Duration::from_millis(asked).min(HOLD_MAX),
+        };
+        let datastore = self.node.datastore().clone();
+        let answers = stream::produce(&self.streams, connection, move |sink| {
+            let began = Instant::now();
+            let hold = datastore.hold()?;
+            tracing::info!(by = request.by, "deletes are held");
+            sink.send(v1::HoldDeletesResponse {})?;
+            while !sink.is_gone() && began.elapsed() < limit {
+                std::thread::sleep(HOLD_LOOK);
+            }
+            drop(hold);
+            tracing::info!(by = request.by, held_ms = began.elapsed().as_millis() as u64, "deletes go on");
+            match sink.is_gone() {
+                true => Ok(()),
+                false => Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!("deletes were held for {} ms, and go on: that was the limit", limit.as_millis()),
+                )),
+            }
+        });
+        Ok(Response::new(answers.await?))
     }
 
     async fn hand_over(self: Arc<Self>, request: Request<v1::HandOverRequest>) -> Answer<v1::HandOverResponse> {

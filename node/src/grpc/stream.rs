@@ -117,6 +117,11 @@ pub(crate) struct Sink<T> {
 }
 
 impl<T: Message> Sink<T> {
+    /// Whether the client has gone.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.queue.is_closed()
+    }
+
     /// Waits for room, then queues a chunk. [`ErrorKind::Closed`] where the client has gone, or made room for another: nobody will read that error.
     pub(crate) fn send(&self, chunk: T) -> Result<()> {
         let held = self.connection.as_ref().map(|connection| connection.hold(chunk.encoded_len()));

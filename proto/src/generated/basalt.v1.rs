@@ -343,6 +343,18 @@ pub struct ReclaimResponse {
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HoldDeletesRequest {
+    /// at most a minute, which is what 0 means
+    #[prost(uint64, tag = "1")]
+    pub limit_ms: u64,
+    #[prost(string, tag = "2")]
+    pub by: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HoldDeletesResponse {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HandOverRequest {
     #[prost(bool, tag = "1")]
     pub force: bool,
@@ -629,6 +641,32 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("basalt.v1.Admin", "Reclaim"));
             self.inner.unary(req, path, codec).await
         }
+        /// Holds deletes of blocks and reclaim while the stream lasts, for a set of snapshots of which each is atomic for a part of the node alone. All else goes
+        /// on. The first message says that they are held; the node lets go when the client goes away, and ends the stream by itself after the limit.
+        pub async fn hold_deletes(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HoldDeletesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::HoldDeletesResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/basalt.v1.Admin/HoldDeletes",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("basalt.v1.Admin", "HoldDeletes"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// Asks the owner to close the node and let go of the lock. An autostarted agent does at once; one that an operator
         /// started answers FAILED_PRECONDITION unless `force`.
         pub async fn hand_over(
@@ -769,6 +807,21 @@ pub mod admin_server {
             self: std::sync::Arc<Self>,
             request: tonic::Request<super::ReclaimRequest>,
         ) -> std::result::Result<tonic::Response<super::ReclaimResponse>, tonic::Status>;
+        /// Server streaming response type for the HoldDeletes method.
+        type HoldDeletesStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::HoldDeletesResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Holds deletes of blocks and reclaim while the stream lasts, for a set of snapshots of which each is atomic for a part of the node alone. All else goes
+        /// on. The first message says that they are held; the node lets go when the client goes away, and ends the stream by itself after the limit.
+        async fn hold_deletes(
+            self: std::sync::Arc<Self>,
+            request: tonic::Request<super::HoldDeletesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::HoldDeletesStream>,
+            tonic::Status,
+        >;
         /// Asks the owner to close the node and let go of the lock. An autostarted agent does at once; one that an operator
         /// started answers FAILED_PRECONDITION unless `force`.
         async fn hand_over(
@@ -1183,6 +1236,52 @@ pub mod admin_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/basalt.v1.Admin/HoldDeletes" => {
+                    #[allow(non_camel_case_types)]
+                    struct HoldDeletesSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::ServerStreamingService<super::HoldDeletesRequest>
+                    for HoldDeletesSvc<T> {
+                        type Response = super::HoldDeletesResponse;
+                        type ResponseStream = T::HoldDeletesStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HoldDeletesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::hold_deletes(inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HoldDeletesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

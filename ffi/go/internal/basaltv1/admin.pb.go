@@ -1010,6 +1010,94 @@ func (x *ReclaimResponse) GetSegments() uint64 {
 	return 0
 }
 
+type HoldDeletesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LimitMs       uint64                 `protobuf:"varint,1,opt,name=limit_ms,json=limitMs,proto3" json:"limit_ms,omitempty"` // at most a minute, which is what 0 means
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldDeletesRequest) Reset() {
+	*x = HoldDeletesRequest{}
+	mi := &file_basalt_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldDeletesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldDeletesRequest) ProtoMessage() {}
+
+func (x *HoldDeletesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_basalt_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldDeletesRequest.ProtoReflect.Descriptor instead.
+func (*HoldDeletesRequest) Descriptor() ([]byte, []int) {
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *HoldDeletesRequest) GetLimitMs() uint64 {
+	if x != nil {
+		return x.LimitMs
+	}
+	return 0
+}
+
+func (x *HoldDeletesRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+type HoldDeletesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldDeletesResponse) Reset() {
+	*x = HoldDeletesResponse{}
+	mi := &file_basalt_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldDeletesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldDeletesResponse) ProtoMessage() {}
+
+func (x *HoldDeletesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_basalt_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldDeletesResponse.ProtoReflect.Descriptor instead.
+func (*HoldDeletesResponse) Descriptor() ([]byte, []int) {
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
 type HandOverRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Force         bool                   `protobuf:"varint,1,opt,name=force,proto3" json:"force,omitempty"`
@@ -1020,7 +1108,7 @@ type HandOverRequest struct {
 
 func (x *HandOverRequest) Reset() {
 	*x = HandOverRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[15]
+	mi := &file_basalt_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1120,7 @@ func (x *HandOverRequest) String() string {
 func (*HandOverRequest) ProtoMessage() {}
 
 func (x *HandOverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[15]
+	mi := &file_basalt_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +1133,7 @@ func (x *HandOverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandOverRequest.ProtoReflect.Descriptor instead.
 func (*HandOverRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HandOverRequest) GetForce() bool {
@@ -1070,7 +1158,7 @@ type HandOverResponse struct {
 
 func (x *HandOverResponse) Reset() {
 	*x = HandOverResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[16]
+	mi := &file_basalt_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1082,7 +1170,7 @@ func (x *HandOverResponse) String() string {
 func (*HandOverResponse) ProtoMessage() {}
 
 func (x *HandOverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[16]
+	mi := &file_basalt_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1095,7 +1183,7 @@ func (x *HandOverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandOverResponse.ProtoReflect.Descriptor instead.
 func (*HandOverResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 type ImportBlocksRequest struct {
@@ -1108,7 +1196,7 @@ type ImportBlocksRequest struct {
 
 func (x *ImportBlocksRequest) Reset() {
 	*x = ImportBlocksRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[17]
+	mi := &file_basalt_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1208,7 @@ func (x *ImportBlocksRequest) String() string {
 func (*ImportBlocksRequest) ProtoMessage() {}
 
 func (x *ImportBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[17]
+	mi := &file_basalt_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1221,7 @@ func (x *ImportBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBlocksRequest.ProtoReflect.Descriptor instead.
 func (*ImportBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ImportBlocksRequest) GetBlocks() []*Block {
@@ -1161,7 +1249,7 @@ type ImportBlocksResponse struct {
 
 func (x *ImportBlocksResponse) Reset() {
 	*x = ImportBlocksResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[18]
+	mi := &file_basalt_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1173,7 +1261,7 @@ func (x *ImportBlocksResponse) String() string {
 func (*ImportBlocksResponse) ProtoMessage() {}
 
 func (x *ImportBlocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[18]
+	mi := &file_basalt_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1186,7 +1274,7 @@ func (x *ImportBlocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBlocksResponse.ProtoReflect.Descriptor instead.
 func (*ImportBlocksResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ImportBlocksResponse) GetBlocks() uint64 {
@@ -1221,7 +1309,7 @@ type ExportBlocksRequest struct {
 
 func (x *ExportBlocksRequest) Reset() {
 	*x = ExportBlocksRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[19]
+	mi := &file_basalt_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1233,7 +1321,7 @@ func (x *ExportBlocksRequest) String() string {
 func (*ExportBlocksRequest) ProtoMessage() {}
 
 func (x *ExportBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[19]
+	mi := &file_basalt_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1246,7 +1334,7 @@ func (x *ExportBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBlocksRequest.ProtoReflect.Descriptor instead.
 func (*ExportBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExportBlocksRequest) GetAfter() []byte {
@@ -1280,7 +1368,7 @@ type ExportBlocksResponse struct {
 
 func (x *ExportBlocksResponse) Reset() {
 	*x = ExportBlocksResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[20]
+	mi := &file_basalt_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1380,7 @@ func (x *ExportBlocksResponse) String() string {
 func (*ExportBlocksResponse) ProtoMessage() {}
 
 func (x *ExportBlocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[20]
+	mi := &file_basalt_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1393,7 @@ func (x *ExportBlocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBlocksResponse.ProtoReflect.Descriptor instead.
 func (*ExportBlocksResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExportBlocksResponse) GetBlocks() []*Block {
@@ -1335,7 +1423,7 @@ type Block struct {
 
 func (x *Block) Reset() {
 	*x = Block{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[21]
+	mi := &file_basalt_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1435,7 @@ func (x *Block) String() string {
 func (*Block) ProtoMessage() {}
 
 func (x *Block) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[21]
+	mi := &file_basalt_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1448,7 @@ func (x *Block) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Block.ProtoReflect.Descriptor instead.
 func (*Block) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Block) GetMultihash() []byte {
@@ -1410,7 +1498,7 @@ type StatusResponse_Shard struct {
 
 func (x *StatusResponse_Shard) Reset() {
 	*x = StatusResponse_Shard{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[22]
+	mi := &file_basalt_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1510,7 @@ func (x *StatusResponse_Shard) String() string {
 func (*StatusResponse_Shard) ProtoMessage() {}
 
 func (x *StatusResponse_Shard) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[22]
+	mi := &file_basalt_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1617,7 @@ type StatusResponse_Keyspace struct {
 
 func (x *StatusResponse_Keyspace) Reset() {
 	*x = StatusResponse_Keyspace{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[23]
+	mi := &file_basalt_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1541,7 +1629,7 @@ func (x *StatusResponse_Keyspace) String() string {
 func (*StatusResponse_Keyspace) ProtoMessage() {}
 
 func (x *StatusResponse_Keyspace) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[23]
+	mi := &file_basalt_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1612,7 +1700,7 @@ type StatusResponse_Client struct {
 
 func (x *StatusResponse_Client) Reset() {
 	*x = StatusResponse_Client{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[24]
+	mi := &file_basalt_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1712,7 @@ func (x *StatusResponse_Client) String() string {
 func (*StatusResponse_Client) ProtoMessage() {}
 
 func (x *StatusResponse_Client) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[24]
+	mi := &file_basalt_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1775,7 @@ type StatusResponse_Condition struct {
 
 func (x *StatusResponse_Condition) Reset() {
 	*x = StatusResponse_Condition{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[25]
+	mi := &file_basalt_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1699,7 +1787,7 @@ func (x *StatusResponse_Condition) String() string {
 func (*StatusResponse_Condition) ProtoMessage() {}
 
 func (x *StatusResponse_Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[25]
+	mi := &file_basalt_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1754,7 +1842,7 @@ type VerifyProgress_Damage struct {
 
 func (x *VerifyProgress_Damage) Reset() {
 	*x = VerifyProgress_Damage{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[26]
+	mi := &file_basalt_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +1854,7 @@ func (x *VerifyProgress_Damage) String() string {
 func (*VerifyProgress_Damage) ProtoMessage() {}
 
 func (x *VerifyProgress_Damage) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[26]
+	mi := &file_basalt_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +1911,7 @@ type ScrubStatus_Store struct {
 
 func (x *ScrubStatus_Store) Reset() {
 	*x = ScrubStatus_Store{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[27]
+	mi := &file_basalt_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1835,7 +1923,7 @@ func (x *ScrubStatus_Store) String() string {
 func (*ScrubStatus_Store) ProtoMessage() {}
 
 func (x *ScrubStatus_Store) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[27]
+	mi := &file_basalt_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2079,7 +2167,11 @@ const file_basalt_v1_admin_proto_rawDesc = "" +
 	"\x0fReclaimResponse\x12\x1f\n" +
 	"\vfreed_bytes\x18\x01 \x01(\x04R\n" +
 	"freedBytes\x12\x1a\n" +
-	"\bsegments\x18\x02 \x01(\x04R\bsegments\"7\n" +
+	"\bsegments\x18\x02 \x01(\x04R\bsegments\"?\n" +
+	"\x12HoldDeletesRequest\x12\x19\n" +
+	"\blimit_ms\x18\x01 \x01(\x04R\alimitMs\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\"\x15\n" +
+	"\x13HoldDeletesResponse\"7\n" +
 	"\x0fHandOverRequest\x12\x14\n" +
 	"\x05force\x18\x01 \x01(\bR\x05force\x12\x0e\n" +
 	"\x02by\x18\x02 \x01(\tR\x02by\"\x12\n" +
@@ -2103,7 +2195,7 @@ const file_basalt_v1_admin_proto_rawDesc = "" +
 	"\tmultihash\x18\x01 \x01(\fR\tmultihash\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x04R\x04size\x12\x18\n" +
-	"\adamaged\x18\x04 \x01(\tR\adamaged2\xcd\x05\n" +
+	"\adamaged\x18\x04 \x01(\tR\adamaged2\x9d\x06\n" +
 	"\x05Admin\x12=\n" +
 	"\x06Status\x12\x18.basalt.v1.StatusRequest\x1a\x19.basalt.v1.StatusResponse\x12?\n" +
 	"\x06Verify\x12\x18.basalt.v1.VerifyRequest\x1a\x19.basalt.v1.VerifyProgress0\x01\x12F\n" +
@@ -2111,7 +2203,8 @@ const file_basalt_v1_admin_proto_rawDesc = "" +
 	"\x0fListQuarantined\x12!.basalt.v1.ListQuarantinedRequest\x1a\".basalt.v1.ListQuarantinedResponse0\x01\x127\n" +
 	"\x04Heal\x12\x16.basalt.v1.HealRequest\x1a\x17.basalt.v1.HealResponse\x12:\n" +
 	"\x05Flush\x12\x17.basalt.v1.FlushRequest\x1a\x18.basalt.v1.FlushResponse\x12@\n" +
-	"\aReclaim\x12\x19.basalt.v1.ReclaimRequest\x1a\x1a.basalt.v1.ReclaimResponse\x12C\n" +
+	"\aReclaim\x12\x19.basalt.v1.ReclaimRequest\x1a\x1a.basalt.v1.ReclaimResponse\x12N\n" +
+	"\vHoldDeletes\x12\x1d.basalt.v1.HoldDeletesRequest\x1a\x1e.basalt.v1.HoldDeletesResponse0\x01\x12C\n" +
 	"\bHandOver\x12\x1a.basalt.v1.HandOverRequest\x1a\x1b.basalt.v1.HandOverResponse\x12Q\n" +
 	"\fImportBlocks\x12\x1e.basalt.v1.ImportBlocksRequest\x1a\x1f.basalt.v1.ImportBlocksResponse(\x01\x12Q\n" +
 	"\fExportBlocks\x12\x1e.basalt.v1.ExportBlocksRequest\x1a\x1f.basalt.v1.ExportBlocksResponse0\x01B*Z(basalt.dev/go/internal/basaltv1;basaltv1b\x06proto3"
@@ -2129,7 +2222,7 @@ func file_basalt_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_basalt_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_basalt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_basalt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_basalt_v1_admin_proto_goTypes = []any{
 	(ControlScrubRequest_Action)(0),  // 0: basalt.v1.ControlScrubRequest.Action
 	(*StatusRequest)(nil),            // 1: basalt.v1.StatusRequest
@@ -2147,33 +2240,35 @@ var file_basalt_v1_admin_proto_goTypes = []any{
 	(*FlushResponse)(nil),            // 13: basalt.v1.FlushResponse
 	(*ReclaimRequest)(nil),           // 14: basalt.v1.ReclaimRequest
 	(*ReclaimResponse)(nil),          // 15: basalt.v1.ReclaimResponse
-	(*HandOverRequest)(nil),          // 16: basalt.v1.HandOverRequest
-	(*HandOverResponse)(nil),         // 17: basalt.v1.HandOverResponse
-	(*ImportBlocksRequest)(nil),      // 18: basalt.v1.ImportBlocksRequest
-	(*ImportBlocksResponse)(nil),     // 19: basalt.v1.ImportBlocksResponse
-	(*ExportBlocksRequest)(nil),      // 20: basalt.v1.ExportBlocksRequest
-	(*ExportBlocksResponse)(nil),     // 21: basalt.v1.ExportBlocksResponse
-	(*Block)(nil),                    // 22: basalt.v1.Block
-	(*StatusResponse_Shard)(nil),     // 23: basalt.v1.StatusResponse.Shard
-	(*StatusResponse_Keyspace)(nil),  // 24: basalt.v1.StatusResponse.Keyspace
-	(*StatusResponse_Client)(nil),    // 25: basalt.v1.StatusResponse.Client
-	(*StatusResponse_Condition)(nil), // 26: basalt.v1.StatusResponse.Condition
-	(*VerifyProgress_Damage)(nil),    // 27: basalt.v1.VerifyProgress.Damage
-	(*ScrubStatus_Store)(nil),        // 28: basalt.v1.ScrubStatus.Store
+	(*HoldDeletesRequest)(nil),       // 16: basalt.v1.HoldDeletesRequest
+	(*HoldDeletesResponse)(nil),      // 17: basalt.v1.HoldDeletesResponse
+	(*HandOverRequest)(nil),          // 18: basalt.v1.HandOverRequest
+	(*HandOverResponse)(nil),         // 19: basalt.v1.HandOverResponse
+	(*ImportBlocksRequest)(nil),      // 20: basalt.v1.ImportBlocksRequest
+	(*ImportBlocksResponse)(nil),     // 21: basalt.v1.ImportBlocksResponse
+	(*ExportBlocksRequest)(nil),      // 22: basalt.v1.ExportBlocksRequest
+	(*ExportBlocksResponse)(nil),     // 23: basalt.v1.ExportBlocksResponse
+	(*Block)(nil),                    // 24: basalt.v1.Block
+	(*StatusResponse_Shard)(nil),     // 25: basalt.v1.StatusResponse.Shard
+	(*StatusResponse_Keyspace)(nil),  // 26: basalt.v1.StatusResponse.Keyspace
+	(*StatusResponse_Client)(nil),    // 27: basalt.v1.StatusResponse.Client
+	(*StatusResponse_Condition)(nil), // 28: basalt.v1.StatusResponse.Condition
+	(*VerifyProgress_Damage)(nil),    // 29: basalt.v1.VerifyProgress.Damage
+	(*ScrubStatus_Store)(nil),        // 30: basalt.v1.ScrubStatus.Store
 }
 var file_basalt_v1_admin_proto_depIdxs = []int32{
-	23, // 0: basalt.v1.StatusResponse.shards:type_name -> basalt.v1.StatusResponse.Shard
-	24, // 1: basalt.v1.StatusResponse.keyspace:type_name -> basalt.v1.StatusResponse.Keyspace
-	25, // 2: basalt.v1.StatusResponse.clients:type_name -> basalt.v1.StatusResponse.Client
-	26, // 3: basalt.v1.StatusResponse.conditions:type_name -> basalt.v1.StatusResponse.Condition
+	25, // 0: basalt.v1.StatusResponse.shards:type_name -> basalt.v1.StatusResponse.Shard
+	26, // 1: basalt.v1.StatusResponse.keyspace:type_name -> basalt.v1.StatusResponse.Keyspace
+	27, // 2: basalt.v1.StatusResponse.clients:type_name -> basalt.v1.StatusResponse.Client
+	28, // 3: basalt.v1.StatusResponse.conditions:type_name -> basalt.v1.StatusResponse.Condition
 	6,  // 4: basalt.v1.StatusResponse.scrub:type_name -> basalt.v1.ScrubStatus
 	9,  // 5: basalt.v1.StatusResponse.quarantined:type_name -> basalt.v1.Quarantined
-	27, // 6: basalt.v1.VerifyProgress.damaged:type_name -> basalt.v1.VerifyProgress.Damage
+	29, // 6: basalt.v1.VerifyProgress.damaged:type_name -> basalt.v1.VerifyProgress.Damage
 	0,  // 7: basalt.v1.ControlScrubRequest.action:type_name -> basalt.v1.ControlScrubRequest.Action
-	28, // 8: basalt.v1.ScrubStatus.stores:type_name -> basalt.v1.ScrubStatus.Store
+	30, // 8: basalt.v1.ScrubStatus.stores:type_name -> basalt.v1.ScrubStatus.Store
 	9,  // 9: basalt.v1.ListQuarantinedResponse.quarantined:type_name -> basalt.v1.Quarantined
-	22, // 10: basalt.v1.ImportBlocksRequest.blocks:type_name -> basalt.v1.Block
-	22, // 11: basalt.v1.ExportBlocksResponse.blocks:type_name -> basalt.v1.Block
+	24, // 10: basalt.v1.ImportBlocksRequest.blocks:type_name -> basalt.v1.Block
+	24, // 11: basalt.v1.ExportBlocksResponse.blocks:type_name -> basalt.v1.Block
 	1,  // 12: basalt.v1.Admin.Status:input_type -> basalt.v1.StatusRequest
 	3,  // 13: basalt.v1.Admin.Verify:input_type -> basalt.v1.VerifyRequest
 	5,  // 14: basalt.v1.Admin.ControlScrub:input_type -> basalt.v1.ControlScrubRequest
@@ -2181,21 +2276,23 @@ var file_basalt_v1_admin_proto_depIdxs = []int32{
 	10, // 16: basalt.v1.Admin.Heal:input_type -> basalt.v1.HealRequest
 	12, // 17: basalt.v1.Admin.Flush:input_type -> basalt.v1.FlushRequest
 	14, // 18: basalt.v1.Admin.Reclaim:input_type -> basalt.v1.ReclaimRequest
-	16, // 19: basalt.v1.Admin.HandOver:input_type -> basalt.v1.HandOverRequest
-	18, // 20: basalt.v1.Admin.ImportBlocks:input_type -> basalt.v1.ImportBlocksRequest
-	20, // 21: basalt.v1.Admin.ExportBlocks:input_type -> basalt.v1.ExportBlocksRequest
-	2,  // 22: basalt.v1.Admin.Status:output_type -> basalt.v1.StatusResponse
-	4,  // 23: basalt.v1.Admin.Verify:output_type -> basalt.v1.VerifyProgress
-	6,  // 24: basalt.v1.Admin.ControlScrub:output_type -> basalt.v1.ScrubStatus
-	8,  // 25: basalt.v1.Admin.ListQuarantined:output_type -> basalt.v1.ListQuarantinedResponse
-	11, // 26: basalt.v1.Admin.Heal:output_type -> basalt.v1.HealResponse
-	13, // 27: basalt.v1.Admin.Flush:output_type -> basalt.v1.FlushResponse
-	15, // 28: basalt.v1.Admin.Reclaim:output_type -> basalt.v1.ReclaimResponse
-	17, // 29: basalt.v1.Admin.HandOver:output_type -> basalt.v1.HandOverResponse
-	19, // 30: basalt.v1.Admin.ImportBlocks:output_type -> basalt.v1.ImportBlocksResponse
-	21, // 31: basalt.v1.Admin.ExportBlocks:output_type -> basalt.v1.ExportBlocksResponse
-	22, // [22:32] is the sub-list for method output_type
-	12, // [12:22] is the sub-list for method input_type
+	16, // 19: basalt.v1.Admin.HoldDeletes:input_type -> basalt.v1.HoldDeletesRequest
+	18, // 20: basalt.v1.Admin.HandOver:input_type -> basalt.v1.HandOverRequest
+	20, // 21: basalt.v1.Admin.ImportBlocks:input_type -> basalt.v1.ImportBlocksRequest
+	22, // 22: basalt.v1.Admin.ExportBlocks:input_type -> basalt.v1.ExportBlocksRequest
+	2,  // 23: basalt.v1.Admin.Status:output_type -> basalt.v1.StatusResponse
+	4,  // 24: basalt.v1.Admin.Verify:output_type -> basalt.v1.VerifyProgress
+	6,  // 25: basalt.v1.Admin.ControlScrub:output_type -> basalt.v1.ScrubStatus
+	8,  // 26: basalt.v1.Admin.ListQuarantined:output_type -> basalt.v1.ListQuarantinedResponse
+	11, // 27: basalt.v1.Admin.Heal:output_type -> basalt.v1.HealResponse
+	13, // 28: basalt.v1.Admin.Flush:output_type -> basalt.v1.FlushResponse
+	15, // 29: basalt.v1.Admin.Reclaim:output_type -> basalt.v1.ReclaimResponse
+	17, // 30: basalt.v1.Admin.HoldDeletes:output_type -> basalt.v1.HoldDeletesResponse
+	19, // 31: basalt.v1.Admin.HandOver:output_type -> basalt.v1.HandOverResponse
+	21, // 32: basalt.v1.Admin.ImportBlocks:output_type -> basalt.v1.ImportBlocksResponse
+	23, // 33: basalt.v1.Admin.ExportBlocks:output_type -> basalt.v1.ExportBlocksResponse
+	23, // [23:34] is the sub-list for method output_type
+	12, // [12:23] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
 	12, // [12:12] is the sub-list for extension extendee
 	0,  // [0:12] is the sub-list for field type_name
@@ -2212,7 +2309,7 @@ func file_basalt_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_basalt_v1_admin_proto_rawDesc), len(file_basalt_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,7 @@ const (
 	Admin_Heal_FullMethodName            = "/basalt.v1.Admin/Heal"
 	Admin_Flush_FullMethodName           = "/basalt.v1.Admin/Flush"
 	Admin_Reclaim_FullMethodName         = "/basalt.v1.Admin/Reclaim"
+	Admin_HoldDeletes_FullMethodName     = "/basalt.v1.Admin/HoldDeletes"
 	Admin_HandOver_FullMethodName        = "/basalt.v1.Admin/HandOver"
 	Admin_ImportBlocks_FullMethodName    = "/basalt.v1.Admin/ImportBlocks"
 	Admin_ExportBlocks_FullMethodName    = "/basalt.v1.Admin/ExportBlocks"
@@ -50,6 +51,9 @@ type AdminClient interface {
 	Flush(ctx context.Context, in *FlushRequest, opts ...grpc.CallOption) (*FlushResponse, error)
 	// Compacts and punches now instead of when it pays.
 	Reclaim(ctx context.Context, in *ReclaimRequest, opts ...grpc.CallOption) (*ReclaimResponse, error)
+	// Holds deletes of blocks and reclaim while the stream lasts, for a set of snapshots of which each is atomic for a part of the node alone. All else goes
+	// on. The first message says that they are held; the node lets go when the client goes away, and ends the stream by itself after the limit.
+	HoldDeletes(ctx context.Context, in *HoldDeletesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[HoldDeletesResponse], error)
 	// Asks the owner to close the node and let go of the lock. An autostarted agent does at once; one that an operator
 	// started answers FAILED_PRECONDITION unless `force`.
 	HandOver(ctx context.Context, in *HandOverRequest, opts ...grpc.CallOption) (*HandOverResponse, error)
@@ -155,6 +159,25 @@ func (c *adminClient) Reclaim(ctx context.Context, in *ReclaimRequest, opts ...g
 	return out, nil
 }
 
+func (c *adminClient) HoldDeletes(ctx context.Context, in *HoldDeletesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[HoldDeletesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[2], Admin_HoldDeletes_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[HoldDeletesRequest, HoldDeletesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_HoldDeletesClient = grpc.ServerStreamingClient[HoldDeletesResponse]
+
 func (c *adminClient) HandOver(ctx context.Context, in *HandOverRequest, opts ...grpc.CallOption) (*HandOverResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(HandOverResponse)
@@ -167,7 +190,7 @@ func (c *adminClient) HandOver(ctx context.Context, in *HandOverRequest, opts ..
 
 func (c *adminClient) ImportBlocks(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ImportBlocksRequest, ImportBlocksResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[2], Admin_ImportBlocks_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[3], Admin_ImportBlocks_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +203,7 @@ type Admin_ImportBlocksClient = grpc.ClientStreamingClient[ImportBlocksRequest, 
 
 func (c *adminClient) ExportBlocks(ctx context.Context, in *ExportBlocksRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportBlocksResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[3], Admin_ExportBlocks_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[4], Admin_ExportBlocks_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -215,6 +238,9 @@ type AdminServer interface {
 	Flush(context.Context, *FlushRequest) (*FlushResponse, error)
 	// Compacts and punches now instead of when it pays.
 	Reclaim(context.Context, *ReclaimRequest) (*ReclaimResponse, error)
+	// Holds deletes of blocks and reclaim while the stream lasts, for a set of snapshots of which each is atomic for a part of the node alone. All else goes
+	// on. The first message says that they are held; the node lets go when the client goes away, and ends the stream by itself after the limit.
+	HoldDeletes(*HoldDeletesRequest, grpc.ServerStreamingServer[HoldDeletesResponse]) error
 	// Asks the owner to close the node and let go of the lock. An autostarted agent does at once; one that an operator
 	// started answers FAILED_PRECONDITION unless `force`.
 	HandOver(context.Context, *HandOverRequest) (*HandOverResponse, error)
@@ -252,6 +278,9 @@ func (UnimplementedAdminServer) Flush(context.Context, *FlushRequest) (*FlushRes
 }
 func (UnimplementedAdminServer) Reclaim(context.Context, *ReclaimRequest) (*ReclaimResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Reclaim not implemented")
+}
+func (UnimplementedAdminServer) HoldDeletes(*HoldDeletesRequest, grpc.ServerStreamingServer[HoldDeletesResponse]) error {
+	return status.Error(codes.Unimplemented, "method HoldDeletes not implemented")
 }
 func (UnimplementedAdminServer) HandOver(context.Context, *HandOverRequest) (*HandOverResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method HandOver not implemented")
@@ -395,6 +424,17 @@ func _Admin_Reclaim_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_HoldDeletes_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(HoldDeletesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).HoldDeletes(m, &grpc.GenericServerStream[HoldDeletesRequest, HoldDeletesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_HoldDeletesServer = grpc.ServerStreamingServer[HoldDeletesResponse]
+
 func _Admin_HandOver_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(HandOverRequest)
 	if err := dec(in); err != nil {
@@ -472,6 +512,11 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "ListQuarantined",
 			Handler:       _Admin_ListQuarantined_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "HoldDeletes",
+			Handler:       _Admin_HoldDeletes_Handler,
 			ServerStreams: true,
 		},
 		{
