@@ -112,8 +112,18 @@ async fn serve(path: &Path, options: &Agent, loaded: Loaded, level: LevelHandle)
             }
         }
     }
+    let snapshots = {
+        let (folder, config, id) = (path.to_path_buf(), loaded.agent.snapshots.clone(), node.id().to_string());
+        let wanted = !options.exit_when_idle;
+        tokio::spawn(async move {
+            if wanted {
+                crate::snapshot::schedule::run(&folder, &config, &id).await;
+            }
+        })
+    };
     notifier.ready();
     let why = until_stop(&node, path, options, &loaded, &level, &notifier, &mut signals).await;
+    snapshots.abort();
     notifier.stopping(&why);
     notifier.extend(loaded.node.drain_deadline + CLOSE_MARGIN);
     tracing::info!(why, "stopping");

@@ -70,6 +70,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Snapshots of the node on ZFS: blocks, index and pins of one instant.
+    #[command(subcommand)]
+    Snapshot(Snapshot),
     /// Say that a migration fills the node, or that it is whole. For basalt-migrate.
     #[command(hide = true)]
     Mark {
@@ -222,6 +225,114 @@ pub(crate) fn rate(text: &str) -> Result<u64, String> {
     basalt_node::config::bytes(text)
         .filter(|rate| *rate > 0)
         .ok_or_else(|| "write a number of bytes a second, or one with a unit such as 64MiB".to_owned())
+}
+
+/// What every snapshot command takes.
+#[derive(Clone, Debug, Args)]
+pub struct SnapshotOptions {
+    /// A dataset of the node, metadata first, where they can't be found by its folder; may be given several times [default: the node's datasets].
+    #[arg(long = "dataset", value_name = "DATASET")]
+    pub datasets: Vec<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `basalt snapshot`. SET is a name, a part of one that is its own alone (its time, its last 8 digits), or `latest`.
+#[derive(Debug, Subcommand)]
+pub enum Snapshot {
+    /// Take a set: a snapshot of each of the node's datasets, while everything goes on.
+    Take {
+        #[command(flatten)]
+        options: SnapshotOptions,
+    },
+    /// All sets, the youngest last, and restores that wait to be confirmed. Settles what was left half done.
+    List {
+        /// Also what each set holds that nothing else does. Reads every snapshot.
+        #[arg(long)]
+        space: bool,
+        #[command(flatten)]
+        options: SnapshotOptions,
+    },
+    /// Which blocks and pins differ from one set to another, or to the node as it is now (while nobody serves it).
+    Diff {
+        /// The older one.
+        #[arg(value_name = "SET")]
+        from: String,
+        /// The younger one [default: the node as it is].
+        #[arg(value_name = "SET")]
+        to: Option<String>,
+        /// Only count the blocks.
+        #[arg(long)]
+        summary: bool,
+        #[command(flatten)]
+        options: SnapshotOptions,
+    },
+    /// Serve a set as a node of its own, for reading only, with a repo for `ipfs cat`, until SIGTERM or SIGINT.
+    Mount {
+        /// The set.
+        set: String,
+        /// A new or empty folder for it.
+        #[arg(value_name = "FOLDER")]
+        at: PathBuf,
+        #[command(flatten)]
+        options: SnapshotOptions,
+    },
+    /// Put a set in the place of the node; what it replaces stands aside until it is confirmed or undone. Without --yes it only says what would be.
+    Restore {
+        /// The set.
+        #[arg(required_unless_present_any = ["confirm", "undo"])]
+        set: Option<String>,
+        /// Destroy what the restore of this id has replaced.
+        #[arg(long, value_name = "ID", conflicts_with_all = ["set", "undo"])]
+        confirm: Option<String>,
+        /// Put back what the restore of this id has replaced.
+        #[arg(long, value_name = "ID", conflicts_with = "set")]
+        undo: Option<String>,
+        /// Do it.
+        #[arg(long)]
+        yes: bool,
+        /// Don't compare the set with the node as it is, which reads both indexes.
+        #[arg(long)]
+        no_diff: bool,
+        #[command(flatten)]
+        options: SnapshotOptions,
+    },
+    /// Destroy what the policy doesn't keep. Without --yes it only says what would be.
+    Prune {
+        /// Give the reasons for every set, also for those that are kept.
+        #[arg(long)]
+        explain: bool,
+        /// Do it.
+        #[arg(long)]
+        yes: bool,
+        /// Sets that are not whole go too.
+        #[arg(long)]
+        incomplete: bool,
+        /// Believe the times of all sets, though they contradict the order in which they were taken.
+        #[arg(long)]
+        trust_times: bool,
+        #[command(flatten)]
+        options: SnapshotOptions,
+    },
+    /// Hold a set, so that nothing destroys it until it is released.
+    Hold {
+        /// The set.
+        set: String,
+        /// The hold's name.
+        #[arg(long, default_value = "keep")]
+        tag: String,
+        /// Release it instead.
+        #[arg(long)]
+        release: bool,
+        #[command(flatten)]
+        options: SnapshotOptions,
+    },
+    /// The policy and the schedule, as they are set in [snapshots], and what they mean now.
+    Policy {
+        #[command(flatten)]
+        options: SnapshotOptions,
+    },
 }
 
 /// What every import takes.

@@ -1,4 +1,4 @@
-//! The agent's part of the config, beside the node's in the same file: `[log]`, `[http]`, `[agent]`.
+//! The agent's part of the config, beside the node's in the same file: `[log]`, `[http]`, `[agent]`, `[snapshots]`.
 //!
 //! A setting comes from, the later the stronger: its default, the file, the environment, the command line. The node's crate has the
 //! parser; both tables together make it, `config show`, `config reference` and docs/config.md, so they can't disagree.
@@ -10,6 +10,7 @@ use std::{
 };
 
 use basalt_node::config::{self as node_config, ConfigError, Kind, Place, Problem, Setting, Settings, Value};
+use basalt_snapshots::{Policy, Schedule};
 
 use crate::{
     cli::ConfigSource,
@@ -34,6 +35,23 @@ pub struct Config {
     pub idle_exit: Duration,
     /// How long to wait for another agent that was asked to hand over, or that is starting.
     pub handover: Duration,
+    /// What is done about snapshots, and what is kept of them.
+    pub snapshots: Snapshots,
+}
+
+/// `[snapshots]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshots {
+    /// A line of cron in UTC; none: they are only taken when asked.
+    pub schedule: Option<String>,
+    /// How late a scheduled one may be, in seconds.
+    pub jitter_s: u64,
+    /// What is kept.
+    pub keep: Policy,
+    /// Whether the agent prunes after a scheduled take.
+    pub prune: bool,
+    /// Where the record of what is under way lies; none: the usual place.
+    pub state_path: Option<PathBuf>,
 }
 
 /// The agent's own settings.
@@ -88,6 +106,57 @@ pub const SETTINGS: &[Setting] = &[
         reload: false,
         about: "Where the node is served by an agent that Kubo started, that one is asked to hand over, and gets this long.",
     },
+    Setting {
+        section: "snapshots",
+        key: "schedule",
+        kind: Kind::Text,
+        default: || Value::Text(String::new()),
+        reload: false,
+        about: "When the agent takes a set of snapshots: a line of cron in UTC, as in `\"0 * * * *\"`, each hour. `\"\"`: only when asked (`basalt \
+                snapshot take`). Runs that were missed are one run.",
+    },
+    Setting {
+        section: "snapshots",
+        key: "jitter_s",
+        kind: Kind::Integer { min: 0, max: 86_400 },
+        default: || Value::Integer(60),
+        reload: false,
+        about: "How many seconds late a scheduled set may be: how much follows from the node's id, so that many nodes don't all do it at once.",
+    },
+    Setting {
+        section: "snapshots",
+        key: "keep",
+        kind: Kind::List,
+        default: || Value::List(["last:3", "hourly:24", "daily:7", "weekly:4", "monthly:3"].map(str::to_owned).into()),
+        reload: false,
+        about: "What `basalt snapshot prune` keeps: the youngest (`last:N`), and the youngest set of each of the last N periods that have one \
+                (`hourly`, `daily`, `weekly`, `monthly`, `yearly`, or one like `15m`, `6h`, `3d`; UTC). The youngest whole set is always kept.",
+    },
+    Setting {
+        section: "snapshots",
+        key: "min_age_s",
+        kind: Kind::Integer { min: 0, max: 315_360_000 },
+        default: || Value::Integer(3600),
+        reload: false,
+        about: "No set that is younger, in seconds, is pruned.",
+    },
+    Setting {
+        section: "snapshots",
+        key: "prune",
+        kind: Kind::Bool,
+        default: || Value::Bool(true),
+        reload: false,
+        about: "Whether the agent prunes after each set that it took by the schedule.",
+    },
+    Setting {
+        section: "snapshots",
+        key: "state_path",
+        kind: Kind::Text,
+        default: || Value::Text(String::new()),
+        reload: false,
+        about: "Folder of the record of what is under way with snapshots. It must not lie in the node's own datasets: a restore replaces those. \
+                `\"\"`: /var/lib/basalt for root, else basalt in $XDG_STATE_HOME or ~/.local/state.",
+    },
 ];
 
 impl Config {
@@ -108,6 +177,7 @@ impl Config {
             }
         };
         Ok(Config {
+            snapshots: snapshots(settings, path)?,
             log_level: settings.text("log", "level").to_owned(),
             log_json: settings.text("log", "format") == "json",
             log_file_bytes_max: settings.integer("log", "file_bytes_max"),
@@ -116,6 +186,30 @@ impl Config {
             handover: Duration::from_millis(settings.integer("agent", "handover_ms")),
         })
     }
+}
+
+fn snapshots(settings: &Settings, path: &Path) -> Result<Snapshots, ConfigError> {
+    let problem = |key: &str, message: String, remedy: &str| {
+        let place = settings.place("snapshots", key).cloned().unwrap_or(Place::File);
+        let problem = Problem { place, message: format!("[snapshots] {key}: {message}"), remedy: remedy.to_owned() };
+        ConfigError { path: path.to_owned(), problems: vec![problem] }
+    };
+    let words = settings.list("snapshots", "keep");
+    let keep = Policy::parse(words.iter().map(String::as_str), settings.integer("snapshots", "min_age_s"));
+    let keep = keep.map_err(|err| problem("keep", err.to_string(), "write a list as in [\"last:3\", \"daily:7\"]"))?;
+    let text = |key: &str| Some(settings.text("snapshots", key)).filter(|text| !text.is_empty());
+    let schedule = text("schedule").map(str::to_owned);
+    if let Some(line) = &schedule {
+        Schedule::new(line, 0, "")
+            .map_err(|err| problem("schedule", err.to_string(), "write it as in \"0 * * * *\", or \"\" for none"))?;
+    }
+    Ok(Snapshots {
+        schedule,
+        jitter_s: settings.integer("snapshots", "jitter_s"),
+        keep,
+        prune: settings.bool("snapshots", "prune"),
+        state_path: text("state_path").map(PathBuf::from),
+    })
 }
 
 /// A config that was read and checked.
@@ -258,10 +352,16 @@ mod tests {
             ("http.listen", "\"[::1]:1\""),
             ("agent.idle_exit_ms", "7"),
             ("agent.handover_ms", "777"),
+            ("snapshots.schedule", "\"5 * * * *\""),
+            ("snapshots.jitter_s", "7"),
+            ("snapshots.keep", "[\"daily:2\"]"),
+            ("snapshots.min_age_s", "7"),
+            ("snapshots.prune", "false"),
+            ("snapshots.state_path", "\"/x\""),
         ] {
             assert_ne!(check(&format!("{key} = {value}")).unwrap().agent, plain, "{key}");
         }
-        assert_eq!(SETTINGS.len(), 6, "a new setting needs a line above");
+        assert_eq!(SETTINGS.len(), 12, "a new setting needs a line above");
     }
 
     #[test]
@@ -277,6 +377,14 @@ mod tests {
             "b.toml:3: [http] listen can't be \"localhost\": write an IP address and port as in \"127.0.0.1:5040\" or \"[::1]:5040\", or \
              \"\" for none"
         );
+    }
+
+    #[test]
+    fn a_schedule_or_policy_that_makes_no_sense_is_named_with_its_line() {
+        for (text, what) in [("keep = [\"dayly:1\"]", "dayly"), ("schedule = \"hourly\"", "as in")] {
+            let refused = check(&format!("[snapshots]\n{text}")).unwrap_err();
+            assert!(refused.starts_with("b.toml:2: [snapshots]") && refused.contains(what), "{refused}");
+        }
     }
 
     #[test]

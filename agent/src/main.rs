@@ -1,7 +1,7 @@
 //! The daemon and command line `basalt`: hosts a node, and is what an operator talks to it with.
 //!
 //! Top to bottom: [`cli`] says what can be said; [`agent`] serves a node; [`access`] reaches a node, whoever serves it; [`status`],
-//! [`verify`], [`scrub`], [`import`], [`export`], [`doctor`] are the commands; [`car`], [`flatfs`], [`cid`] and [`dag`] are the formats
+//! [`verify`], [`scrub`], [`import`], [`export`], [`doctor`], [`snapshot`] are the commands; [`car`], [`flatfs`], [`cid`] and [`dag`] are the formats
 //! they read and write.
 
 mod access;
@@ -28,6 +28,7 @@ mod progress;
 mod say;
 mod scrub;
 mod show;
+mod snapshot;
 mod status;
 mod verify;
 
@@ -82,6 +83,7 @@ fn run(cli: &Cli) -> Outcome {
                     Command::Export(Export::Flatfs { folder, json }) => export::flatfs(&node, folder, *json).await,
                     Command::Flush { json } => verify::flush(&node, *json).await,
                     Command::Reclaim { json } => verify::reclaim(&node, *json).await,
+                    Command::Snapshot(command) => snapshot::snapshot(&node, command).await,
                     Command::Mark { mark } => mark::mark(&node, *mark).await,
                     Command::Init(_) | Command::Config(_) => Ok(()),
                 }

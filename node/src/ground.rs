@@ -143,6 +143,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The ZFS dataset that a folder is on, and where that is mounted; none where it is on none.
+pub fn dataset_under(dir: &Path) -> Option<(String, PathBuf)> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    dataset_of(dir, &mounts).map(|dataset| (dataset.name, dataset.mounted_at))
+}
+
 /// The dataset that a folder is on, from the mounts of this process.
 fn dataset_of(dir: &Path, mounts: &str) -> Option<Dataset> {
     let dir = fs::canonicalize(dir).ok()?;

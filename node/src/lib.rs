@@ -38,6 +38,7 @@ pub mod sockets;
 mod take_over;
 
 pub use config::{Config, ConfigError};
+pub use ground::dataset_under;
 pub use grpc::{CHUNK_BYTES, FEATURES, PROTOCOL_MAX, PROTOCOL_MIN, status};
 pub use layout::{InitOptions, NodeFile, NodeId, State, init, set_state};
 pub use lock::{Host, StartingLock};

@@ -1,0 +1,268 @@
+//! `basalt snapshot diff`: both sides are walked in the order of their keys, side by side, so that memory is that of two pages.
+
+use std::path::Path;
+
+use basalt_blockstore::{Multihash, Store};
+use basalt_node::{Node, lock::OwnerLock};
+use basalt_snapshots::SetName;
+use serde_json::json;
+
+use super::{keeper, place::Place, view};
+use crate::{
+    cid::Cid,
+    cli::SnapshotOptions,
+    exit::{Failure, Outcome},
+    progress::bytes,
+    say::say,
+};
+
+/// Keys of a page.
+const PAGE: usize = 4096;
+const PINS: &[u8] = b"/pins/pin/";
+
+/// What one side has and the other hasn't.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// Blocks only on the younger side.
+    pub blocks_added: u64,
+    /// Their bytes.
+    pub bytes_added: u64,
+    /// Blocks only on the older side.
+    pub blocks_removed: u64,
+    /// Their bytes.
+    pub bytes_removed: u64,
+    /// Pins only on the younger side.
+    pub pins_added: Vec<String>,
+    /// Pins only on the older side.
+    pub pins_removed: Vec<String>,
+    /// Other keys (MFS root, names) that were added, removed or changed.
+    pub keys_changed: u64,
+}
+
+/// Something that one of two sorted sides has, or that differs.
+enum Side<T> {
+    Old(T),
+    New(T),
+    Both(T, T),
+}
+
+/// Two sorted sequences, side by side.
+struct Merge<T, A, B> {
+    old: A,
+    new: B,
+    heads: (Option<T>, Option<T>),
+    is_begun: bool,
+}
+
+impl<T, A, B> Merge<T, A, B>
+where
+    A: FnMut() -> Outcome<Option<T>>,
+    B: FnMut() -> Outcome<Option<T>>,
+{
+    fn of(old: A, new: B) -> Merge<T, A, B> {
+        Merge { old, new, heads: (None, None), is_begun: false }
+    }
+
+    fn next<K: Ord + ?Sized>(&mut self, key: impl Fn(&T) -> &K) -> Outcome<Option<Side<T>>> {
+        if !std::mem::replace(&mut self.is_begun, true) {
+            self.heads = ((self.old)()?, (self.new)()?);
+        }
+        let order = match &self.heads {
+            (None, None) => return Ok(None),
+            (Some(_), None) => std::cmp::Ordering::Less,
+            (None, Some(_)) => std::cmp::Ordering::Greater,
+            (Some(old), Some(new)) => key(old).cmp(key(new)),
+        };
+        let old = if order.is_le() { std::mem::replace(&mut self.heads.0, (self.old)()?) } else { None };
+        let new = if order.is_ge() { std::mem::replace(&mut self.heads.1, (self.new)()?) } else { None };
+        Ok(match (old, new) {
+            (Some(old), Some(new)) => Some(Side::Both(old, new)),
+            (Some(old), None) => Some(Side::Old(old)),
+            (None, Some(new)) => Some(Side::New(new)),
+            (None, None) => None,
+        })
+    }
+}
+
+/// Compares two nodes; `tell` hears of each block that one of them hasn't, `true` where it is the younger one's.
+pub fn compare(old: &Node, new: &Node, tell: &mut dyn FnMut(bool, &Multihash)) -> Outcome<Difference> {
+    let mut difference = Difference::default();
+    let (mut old_walk, mut new_walk) = (old.datastore().shards().walk(None), new.datastore().shards().walk(None));
+    let mut blocks = Merge::of(|| Ok(old_walk.next_block()?), || Ok(new_walk.next_block()?));
+    while let Some(side) = blocks.next(|(key, _): &(Multihash, u32)| key)? {
+        match side {
+            Side::Old((key, size)) => {
+                difference.blocks_removed += 1;
+                difference.bytes_removed += u64::from(size);
+                tell(false, &key);
+            }
+            Side::New((key, size)) => {
+                difference.blocks_added += 1;
+                difference.bytes_added += u64::from(size);
+                tell(true, &key);
+            }
+            Side::Both(..) => {}
+        }
+    }
+    let mut keys = Merge::of(pages(old.datastore().keyspace()), pages(new.datastore().keyspace()));
+    while let Some(side) = keys.next(|(key, _): &(Vec<u8>, Vec<u8>)| key.as_slice())? {
+        let is_pin = |key: &[u8]| key.starts_with(PINS);
+        match side {
+            Side::Both((_, old), (_, new)) if old == new => {}
+            Side::Both((key, old), (_, new)) if is_pin(&key) => {
+                difference.pins_removed.push(pin(&key, &old));
+                difference.pins_added.push(pin(&key, &new));
+            }
+            Side::Old((key, value)) if is_pin(&key) => difference.pins_removed.push(pin(&key, &value)),
+            Side::New((key, value)) if is_pin(&key) => difference.pins_added.push(pin(&key, &value)),
+            _ => difference.keys_changed += 1,
+        }
+    }
+    Ok(difference)
+}
+
+/// Keys and values of a store, in order, a page at a time.
+fn pages(store: &Store) -> impl FnMut() -> Outcome<Option<(Vec<u8>, Vec<u8>)>> {
+    let mut page: std::vec::IntoIter<(Vec<u8>, Vec<u8>)> = Vec::new().into_iter();
+    let mut after: Option<Vec<u8>> = None;
+    let mut at_end = false;
+    move || {
+        loop {
+            if let Some(found) = page.next() {
+                return Ok(Some(found));
+            }
+            if at_end {
+                return Ok(None);
+            }
+            let found = store.scan(b"", after.as_deref(), PAGE, true)?;
+            at_end = found.len() < PAGE;
+            after = found.last().map(|found| found.key.clone()).or(after.take());
+            page = found
+                .into_iter()
+                .map(|found| (found.key, found.value.unwrap_or_default()))
+                .collect::<Vec<_>>()
+                .into_iter();
+        }
+    }
+}
+
+/// A pin as its CID, mode and name. Kubo writes them as CBOR maps; one that isn't is shown by its key.
+fn pin(key: &[u8], value: &[u8]) -> String {
+    let read = || -> Result<String, minicbor::decode::Error> {
+        let mut decoder = minicbor::Decoder::new(value);
+        let (mut cid, mut mode, mut name) = (None, 0, String::new());
+        for _ in 0..decoder.map()?.unwrap_or(0) {
+            match decoder.str()? {
+                "cid" | "Cid" => cid = Cid::parse(decoder.bytes()?).ok(),
+                "mode" | "Mode" => mode = decoder.i64()?,
+                "name" | "Name" => name = decoder.str()?.to_owned(),
+                _ => decoder.skip()?,
+            }
+        }
+        let cid = cid.ok_or_else(|| minicbor::decode::Error::message("no cid"))?;
+        let mode = match mode {
+            0 => "recursive",
+            1 => "direct",
+            _ => "of another mode",
+        };
+        let named = if name.is_empty() { String::new() } else { format!(" {name:?}") };
+        Ok(format!("{cid} {mode}{named}"))
+    };
+    read().unwrap_or_else(|_| String::from_utf8_lossy(key).into_owned())
+}
+
+/// The node of a set, or of the folder as it is, with what keeps it there.
+pub struct Opened {
+    /// The node.
+    pub node: std::sync::Arc<Node>,
+    _dir: Option<tempfile::TempDir>,
+}
+
+impl Opened {
+    /// Opens a set.
+    pub fn set(place: &Place, set: &SetName, command: &'static str) -> Outcome<Opened> {
+        let dir = tempfile::tempdir().map_err(|err| Failure::io("make a folder for links to the set", err))?;
+        let at = dir.path().join("node");
+        view::make(place, set, &at)?;
+        Ok(Opened { node: view::open(&at, command)?, _dir: Some(dir) })
+    }
+
+    /// Opens the node as it is; refused while somebody serves it.
+    pub fn live(place: &Place, command: &'static str) -> Outcome<Opened> {
+        place.require_node()?;
+        if let Some(owner) = OwnerLock::owner(&place.node) {
+            return Err(Failure::new(format!(
+                "node {} is open ({owner}) and changes while it is looked at: take a set and compare with that (`basalt snapshot take`, then `diff SET latest`)",
+                place.node.display()
+            )));
+        }
+        Ok(Opened { node: view::open(&place.node, command)?, _dir: None })
+    }
+
+    /// Lets go of it.
+    pub fn close(self) -> Outcome {
+        Ok(self.node.close()?)
+    }
+}
+
+/// `basalt snapshot diff`.
+pub fn diff(node: &Path, from: &str, to: Option<&str>, summary: bool, options: &SnapshotOptions) -> Outcome {
+    let place = Place::find(node, options)?;
+    let keeper = keeper(&place)?;
+    let from = keeper.find(from)?.name;
+    let to = to.map(|to| keeper.find(to)).transpose()?.map(|set| set.name);
+    let old = Opened::set(&place, &from, "basalt snapshot diff")?;
+    let new = match &to {
+        Some(to) => Opened::set(&place, to, "basalt snapshot diff")?,
+        None => Opened::live(&place, "basalt snapshot diff")?,
+    };
+    let mut tell = |added: bool, block: &Multihash| {
+        if summary {
+            return;
+        }
+        match options.json {
+            true => say!("{}", json!({ "block": block.raw_cid(), "added": added })),
+            false => say!("{} block {}", if added { '+' } else { '-' }, block.raw_cid()),
+        }
+    };
+    let difference = compare(&old.node, &new.node, &mut tell)?;
+    old.close()?;
+    new.close()?;
+    if options.json {
+        say!("{}", object(&from, to.as_ref(), &difference));
+        return Ok(());
+    }
+    difference.pins_added.iter().for_each(|pin| say!("+ pin {pin}"));
+    difference.pins_removed.iter().for_each(|pin| say!("- pin {pin}"));
+    say!("from {from} to {}: {}", to.as_ref().map_or("the node as it is", SetName::as_str), line(&difference));
+    Ok(())
+}
+
+/// A difference in a line.
+pub fn line(difference: &Difference) -> String {
+    format!(
+        "{} blocks more ({}), {} fewer ({}); {} pins more, {} fewer; {} other keys differ",
+        difference.blocks_added,
+        bytes(difference.bytes_added),
+        difference.blocks_removed,
+        bytes(difference.bytes_removed),
+        difference.pins_added.len(),
+        difference.pins_removed.len(),
+        difference.keys_changed
+    )
+}
+
+/// A difference as JSON.
+pub fn object(from: &SetName, to: Option<&SetName>, difference: &Difference) -> serde_json::Value {
+    json!({
+        "from": from.as_str(),
+        "to": to.map(SetName::as_str),
+        "blocks_added": difference.blocks_added,
+        "bytes_added": difference.bytes_added,
+        "blocks_removed": difference.blocks_removed,
+        "bytes_removed": difference.bytes_removed,
+        "pins_added": difference.pins_added,
+        "pins_removed": difference.pins_removed,
+        "keys_changed": difference.keys_changed,
+    })
+}

@@ -1,0 +1,352 @@
+//! `basalt snapshot`: what an operator does with snapshots of a node, and what the agent does by its schedule.
+//!
+//! [`place`] finds the node's datasets and its record; [`view`] lays a set out as the folder of a node; [`diff`], [`mount`] and [`restore`] are the long commands, the
+//! short ones are here; [`schedule`] is the agent's. ZFS is worked on by this process; a node that is served is asked to hold its deletes by its admin socket, so it is
+//! the same whether an agent or a Kubo hosts it.
+
+mod diff;
+mod mount;
+mod place;
+mod restore;
+pub mod schedule;
+mod view;
+
+use std::{path::Path, time::SystemTime};
+
+use basalt_node::{Host, client, lock::OwnerLock};
+use basalt_proto::v1::HoldDeletesRequest;
+use basalt_snapshots::{
+    Error, Fate, Held, Judgement, Keeper, Kind, Lease, Quiesce, Schedule, SnapshotSet, Unhurried, Verdict,
+};
+use serde_json::{Value, json};
+use tokio::runtime::Handle;
+
+use crate::{
+    cli::{Snapshot, SnapshotOptions},
+    exit::{Exit, Failure, Outcome},
+    progress::{bytes, duration},
+    say::{say, tell},
+};
+
+use place::Place;
+
+impl From<Error> for Failure {
+    fn from(err: Error) -> Failure {
+        let exit = match err.kind() {
+            Kind::NotFound => Exit::Absent,
+            _ => Exit::Failure,
+        };
+        Failure { exit, message: err.to_string() }
+    }
+}
+
+/// Runs one of the commands. They block on ZFS, so they have a thread of their own.
+pub async fn snapshot(node: &Path, command: &Snapshot) -> Outcome {
+    if let Snapshot::Mount { set, at, options } = command {
+        return mount::mount(node, set, at, options).await;
+    }
+    let handle = Handle::current();
+    std::thread::scope(|scope| {
+        let ran = scope.spawn(|| run(node, command, &handle)).join();
+        ran.unwrap_or_else(|_| Err(Failure::new("the command panicked: please report it with what was printed above")))
+    })
+}
+
+fn run(node: &Path, command: &Snapshot, handle: &Handle) -> Outcome {
+    match command {
+        Snapshot::Take { options } => take(node, options, handle),
+        Snapshot::List { space, options } => list(node, *space, options),
+        Snapshot::Diff { from, to, summary, options } => diff::diff(node, from, to.as_deref(), *summary, options),
+        Snapshot::Restore { set: Some(set), yes, no_diff, options, .. } => {
+            restore::restore(node, set, *yes, !*no_diff, options, handle)
+        }
+        Snapshot::Restore { confirm: Some(id), yes, options, .. } => restore::confirm(node, id, *yes, options),
+        Snapshot::Restore { undo: Some(id), yes, options, .. } => restore::undo(node, id, *yes, options, handle),
+        Snapshot::Prune { explain, yes, incomplete, trust_times, options } => {
+            let by = Judgement { incomplete_go: *incomplete, trust_times: *trust_times };
+            prune(node, *explain, *yes, by, options)
+        }
+        Snapshot::Hold { set, tag, release, options } => hold(node, set, tag, *release, options),
+        Snapshot::Policy { options } => policy(node, options),
+        Snapshot::Restore { .. } | Snapshot::Mount { .. } => Err(Failure::usage("say which set")),
+    }
+}
+
+/// Seconds since the Unix epoch, by this host's clock.
+fn now_unix_s() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs())
+}
+
+/// Opens the keeper, and settles what an earlier process left half done, saying so.
+fn keeper(place: &Place) -> Outcome<Keeper> {
+    let zfs = place::zfs()?;
+    let mut keeper = Keeper::open(zfs, &place.state, place.datasets(), &place.node_id)?;
+    for line in keeper.recover(&lives)? {
+        tell!("basalt: {line}");
+    }
+    Ok(keeper)
+}
+
+/// Whether the process of a lease still is.
+fn lives(lease: &Lease) -> bool {
+    lease.process.is_none_or(|(pid, started)| place::process_started(pid) == Some(started))
+}
+
+/// Holds deletes through whoever serves the node; where nobody does, keeps anybody from opening it meanwhile.
+struct AdminHold<'a> {
+    place: &'a Place,
+    handle: &'a Handle,
+}
+
+struct Answers {
+    stream: tonic::Streaming<basalt_proto::v1::HoldDeletesResponse>,
+    handle: Handle,
+}
+
+impl Held for Answers {
+    fn is_held(&mut self) -> bool {
+        // The stream ends when the node lets go, and says nothing until then.
+        let look = tokio::time::Duration::from_millis(1);
+        self.handle.block_on(async { tokio::time::timeout(look, self.stream.message()).await.is_err() })
+    }
+}
+
+struct Closed(OwnerLock);
+
+impl Held for Closed {
+    fn is_held(&mut self) -> bool {
+        let Closed(_lock) = self;
+        true
+    }
+}
+
+impl Quiesce for AdminHold<'_> {
+    fn hold(&self) -> basalt_snapshots::Result<Option<Box<dyn Held>>> {
+        let refused = |err: basalt_blockstore::Error| {
+            Error::new(Kind::Refused, format!("deletes can't be held, which a set over several pools needs: {err}"))
+        };
+        let node = &self.place.node;
+        if let Ok(lock) = OwnerLock::take(node, Host::Command("basalt snapshot take")) {
+            return Ok(Some(Box::new(Closed(lock))));
+        }
+        let hold = async {
+            let mut admin = client::admin(node, &self.place.config.node.sockets).await?;
+            let request =
+                HoldDeletesRequest { limit_ms: 0, by: format!("basalt snapshot take, pid {}", std::process::id()) };
+            let mut stream = admin.hold_deletes(request).await.map_err(|status| client::error(&status))?.into_inner();
+            stream.message().await.map_err(|status| client::error(&status))?;
+            Ok(stream)
+        };
+        let stream = self.handle.block_on(hold).map_err(refused)?;
+        Ok(Some(Box::new(Answers { stream, handle: self.handle.clone() })))
+    }
+}
+
+fn take(node: &Path, options: &SnapshotOptions, handle: &Handle) -> Outcome {
+    let place = Place::find(node, options)?;
+    place.require_node()?;
+    let mut keeper = keeper(&place)?;
+    let began = std::time::Instant::now();
+    let taken = keeper.take(now_unix_s(), &AdminHold { place: &place, handle })?;
+    let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    if options.json {
+        let snapshots: Vec<&str> = taken.snapshots.iter().map(basalt_zfs::Snapshot::as_str).collect();
+        say!(
+            "{}",
+            json!({ "set": taken.name.as_str(), "snapshots": snapshots, "took_ms": took_ms, "deletes_held_ms": taken.held_ms, "lacks": place.lacks })
+        );
+        return Ok(());
+    }
+    say!("{}", taken.name);
+    for snapshot in &taken.snapshots {
+        tell!("  {snapshot}");
+    }
+    for lacks in &place.lacks {
+        tell!("basalt: a restore of it would lack {lacks}");
+    }
+    Ok(())
+}
+
+/// What holds a set, by its name.
+fn guards_of<'a>(guards: &'a [basalt_snapshots::Guard], set: &SnapshotSet) -> Vec<&'a str> {
+    let mut by: Vec<&str> =
+        guards.iter().filter(|guard| guard.set == set.name).map(|guard| guard.by.as_str()).collect();
+    by.dedup();
+    by
+}
+
+fn list(node: &Path, space: bool, options: &SnapshotOptions) -> Outcome {
+    let place = Place::find(node, options)?;
+    let keeper = keeper(&place)?;
+    let sets = keeper.sets()?;
+    let guards = keeper.guards()?;
+    let mut used = std::collections::BTreeMap::<String, u64>::new();
+    if space {
+        for dataset in keeper.datasets() {
+            for of in keeper.zfs().snapshot_uses(dataset).map_err(Error::from)? {
+                *used.entry(of.entry.name.name().to_owned()).or_default() += of.used_bytes;
+            }
+        }
+    }
+    let now = now_unix_s();
+    if options.json {
+        let set = |set: &SnapshotSet| {
+            json!({
+                "set": set.name.as_str(),
+                "taken_unix_s": set.name.taken_unix_s(),
+                "whole": set.is_whole(),
+                "snapshots": set.snapshots().map(basalt_zfs::Snapshot::as_str).collect::<Vec<_>>(),
+                "kept_by": guards_of(&guards, set),
+                "used_bytes": used.get(set.name.as_str()),
+            })
+        };
+        let asides: Vec<Value> = keeper
+            .record()
+            .asides
+            .iter()
+            .map(|aside| json!({ "id": aside.id, "restored": aside.set.as_str(), "datasets": aside.tops, "suffix": aside.suffix }))
+            .collect();
+        say!(
+            "{}",
+            json!({ "sets": sets.iter().map(set).collect::<Vec<_>>(), "restores": asides, "lacks": place.lacks })
+        );
+        return Ok(());
+    }
+    for set in &sets {
+        let age = duration(now.saturating_sub(set.name.taken_unix_s()).saturating_mul(1000));
+        let mut line = format!("{}  {age} ago", set.name);
+        if !set.is_whole() {
+            line += &format!("  INCOMPLETE: {} of {}", set.found(), set.name.count());
+        }
+        if let Some(used) = used.get(set.name.as_str()) {
+            line += &format!("  {} of its own", bytes(*used));
+        }
+        let by = guards_of(&guards, set);
+        if !by.is_empty() {
+            line += &format!("  kept by {}", by.join(", "));
+        }
+        say!("{line}");
+    }
+    say!("{} sets of {} datasets", sets.len(), keeper.datasets().len());
+    for aside in &keeper.record().asides {
+        say!(
+            "restore {} of {} waits: what it replaced is {}; `basalt snapshot restore --confirm {}` destroys that, `--undo {}` puts it back",
+            aside.id,
+            aside.set,
+            aside.tops.iter().map(|top| format!("{top}{}", aside.suffix)).collect::<Vec<_>>().join(", "),
+            aside.id,
+            aside.id
+        );
+    }
+    place.lacks.iter().for_each(|lacks| say!("a restore would lack {lacks}"));
+    Ok(())
+}
+
+fn reasons(verdict: &Verdict) -> String {
+    verdict.reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn prune(node: &Path, explain: bool, yes: bool, by: Judgement, options: &SnapshotOptions) -> Outcome {
+    let place = Place::find(node, options)?;
+    let mut keeper = keeper(&place)?;
+    let verdicts = keeper.explain(&place.config.agent.snapshots.keep, now_unix_s(), by)?;
+    let goes = verdicts.iter().filter(|verdict| verdict.fate == Fate::Destroy).count();
+    let pruned = match yes {
+        true => keeper.prune(&verdicts, &Unhurried::default())?,
+        false => basalt_snapshots::Pruned::default(),
+    };
+    if options.json {
+        let verdict = |verdict: &Verdict| {
+            let reasons: Vec<String> = verdict.reasons.iter().map(ToString::to_string).collect();
+            json!({ "set": verdict.name.as_str(), "keep": verdict.fate == Fate::Keep, "reasons": reasons })
+        };
+        let busy: Vec<Value> =
+            pruned.busy.iter().map(|(snapshot, by)| json!({ "snapshot": snapshot.as_str(), "by": by })).collect();
+        say!(
+            "{}",
+            json!({ "verdicts": verdicts.iter().map(verdict).collect::<Vec<_>>(), "done": yes, "destroyed_snapshots": pruned.destroyed, "busy": busy })
+        );
+        return Ok(());
+    }
+    for verdict in verdicts.iter().filter(|verdict| explain || verdict.fate == Fate::Destroy) {
+        match verdict.fate {
+            Fate::Keep => say!("keep     {}  {}", verdict.name, reasons(verdict)),
+            Fate::Destroy => say!("destroy  {}  {}", verdict.name, reasons(verdict)),
+        }
+    }
+    for (snapshot, by) in &pruned.busy {
+        say!("in use   {snapshot}  {by}");
+    }
+    match yes {
+        true => say!(
+            "{goes} of {} sets destroyed ({} snapshots), {} snapshots in use",
+            verdicts.len(),
+            pruned.destroyed,
+            pruned.busy.len()
+        ),
+        false => say!("{goes} of {} sets would be destroyed; nothing was done: say --yes to do it", verdicts.len()),
+    }
+    Ok(())
+}
+
+fn hold(node: &Path, set: &str, tag: &str, release: bool, options: &SnapshotOptions) -> Outcome {
+    let place = Place::find(node, options)?;
+    let mut keeper = keeper(&place)?;
+    let set = keeper.find(set)?;
+    match release {
+        true => keeper.release(&set.name, tag)?,
+        false => keeper.hold(&set, tag, now_unix_s())?,
+    }
+    match options.json {
+        true => say!("{}", json!({ "set": set.name.as_str(), "tag": tag, "held": !release })),
+        false if release => say!("hold {tag:?} is off {}", set.name),
+        false => say!(
+            "hold {tag:?} is on {}: `basalt snapshot hold --release --tag {tag} {}` lets it go",
+            set.name,
+            set.name
+        ),
+    }
+    Ok(())
+}
+
+fn policy(node: &Path, options: &SnapshotOptions) -> Outcome {
+    let place = Place::find(node, options)?;
+    let keeper = keeper(&place)?;
+    let config = &place.config.agent.snapshots;
+    let now = now_unix_s();
+    let verdicts = keeper.explain(&config.keep, now, Judgement::default())?;
+    let goes = verdicts.iter().filter(|verdict| verdict.fate == Fate::Destroy).count();
+    let next = config
+        .schedule
+        .as_deref()
+        .and_then(|line| Schedule::new(line, config.jitter_s, &place.node_id).ok()?.next_unix_s(now));
+    if options.json {
+        say!(
+            "{}",
+            json!({
+                "keep": config.keep.words(), "min_age_s": config.keep.min_age_s, "schedule": config.schedule, "jitter_s": config.jitter_s,
+                "prune": config.prune, "next_unix_s": next, "sets": verdicts.len(), "would_destroy": goes,
+            })
+        );
+        return Ok(());
+    }
+    say!(
+        "keep       {}, and all younger than {}",
+        config.keep.words().join(", "),
+        duration(config.keep.min_age_s.saturating_mul(1000))
+    );
+    match (&config.schedule, next) {
+        (None, _) => say!("schedule   none: sets are taken only by `basalt snapshot take` ([snapshots] schedule)"),
+        (Some(line), Some(next)) => {
+            say!("schedule   {line} UTC, next in {}", duration(next.saturating_sub(now).saturating_mul(1000)))
+        }
+        (Some(line), None) => say!("schedule   {line} UTC, which never comes"),
+    }
+    say!("prune      {}", if config.prune { "after each scheduled set" } else { "only when asked" });
+    say!(
+        "now        {} sets, {goes} that the policy does not keep (`basalt snapshot prune --explain`)",
+        verdicts.len()
+    );
+    place.lacks.iter().for_each(|lacks| say!("lacks      {lacks}"));
+    Ok(())
+}

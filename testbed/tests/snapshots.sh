@@ -1,0 +1,153 @@
+#!/bin/bash
+# A node's life with snapshots, in a guest with real OpenZFS, root and a real Kubo: taken while `ipfs add` runs, listed, compared, served as a second node, restored after
+# `rm -rf`, undone, confirmed, pruned. Over one pool and over two.
+#
+#   testbed/tests/snapshots.sh FOLDER      FOLDER has the programs basalt and ipfs
+#
+# Says a line for each thing it has looked at, and ends with a line of counts; no count, or a failed one, is a failure.
+set -u
+bin=$1
+export PATH=$bin:$PATH BASALT_HTTP_LISTEN=
+passed=0 failed=0
+ok() { passed=$((passed + 1)); echo "ok $*"; }
+bad() { failed=$((failed + 1)); echo "FAILED $*"; }
+# holds WHAT COMMAND...: counts whether the command succeeds.
+holds() {
+	local what=$1 out
+	shift
+	if out=$("$@" 2>&1); then ok "$what"; else bad "$what: $* said: $out"; fi
+}
+said() { grep -qF -- "$1" <<<"$2" && ok "$3" || bad "$3: wanted $1 in: $2"; }
+# The value of a key of JSON that was printed on one line.
+field() { sed -n "s/.*\"$1\":\"\{0,1\}\([^,\"}]*\).*/\1/p" <<<"$2" | head -1; }
+until_ok() { for _ in $(seq 300); do "$@" >/dev/null 2>&1 && return 0; sleep 0.2; done; return 1; }
+
+mkdir -p /var/tmp/disks
+for pool in fast bulk; do
+	truncate -s 1G /var/tmp/disks/$pool
+	zpool create -f -O compression=lz4 -O mountpoint=none $pool /var/tmp/disks/$pool || exit 1
+done
+
+echo "== one pool, with Kubo"
+zfs create -o mountpoint=/srv/repo fast/repo
+zfs create fast/repo/basalt
+export IPFS_PATH=/srv/repo
+node=/srv/repo/basalt
+ipfs init --profile=basalt >/var/tmp/init.log 2>&1 || { cat /var/tmp/init.log; exit 1; }
+snapshot() { basalt snapshot --node $node "$@"; }
+
+head -c 3000000 /dev/urandom >/var/tmp/first
+first=$(ipfs add -Q /var/tmp/first)
+( for n in $(seq 40); do head -c 300000 /dev/urandom | ipfs add -Q >/dev/null 2>&1 || exit; done ) &
+adding=$!
+sleep 2
+out=$(snapshot take --json) || bad "take: $out"
+one=$(field set "$out")
+[ -n "$one" ] && ok "a set is taken while ipfs add runs: $one" || bad "no set: $out"
+said '"lacks":[]' "$out" "the repo is in it"
+kill $adding; wait $adding 2>/dev/null
+head -c 2000000 /dev/urandom >/var/tmp/second
+second=$(ipfs add -Q /var/tmp/second)
+out=$(snapshot take --json); two=$(field set "$out")
+said "$one" "$(snapshot list)" "list has it"
+said "2 of 2" "$(zfs list -H -o name -t snapshot | grep -c "$one") of 2" "both datasets have it"
+
+out=$(snapshot diff "$one" "$two" 2>&1)
+said "+ pin $second" "$out" "diff has the pin that came"
+said "+ block" "$out" "diff has the blocks that came"
+grep -q "pin $first" <<<"$out" && bad "diff has the first pin, which both have" || ok "what both have is not in the diff"
+
+echo "== mount"
+snapshot mount "$one" /var/tmp/look >/var/tmp/mount.log 2>&1 &
+mounted=$!
+until_ok grep -q "read from it" /var/tmp/mount.log || cat /var/tmp/mount.log
+IPFS_PATH=/var/tmp/look/repo ipfs cat "$first" >/var/tmp/first.out 2>/var/tmp/cat.log
+cmp -s /var/tmp/first /var/tmp/first.out && ok "ipfs cat reads the set" || bad "ipfs cat of the set: $(cat /var/tmp/cat.log)"
+IPFS_PATH=/var/tmp/look/repo timeout 20 ipfs cat --offline "$second" >/var/tmp/second.out 2>/dev/null && bad "the set has what came later" || ok "what came later is not in it"
+said "lease of basalt snapshot mount" "$(snapshot list)" "the mounted set is kept"
+zfs destroy fast/repo@"$one" 2>/dev/null && bad "a mounted set was destroyed" || ok "zfs doesn't destroy a mounted set"
+kill $mounted; wait $mounted
+said 0 "$(snapshot list 2>&1 | grep -c 'lease of')" "the lease ends with the mount"
+[ -z "$(ls /var/tmp/look)" ] && ok "nothing is left of the mount" || bad "left: $(ls -R /var/tmp/look | head)"
+snapshot mount "$one" /var/tmp/look2 >/var/tmp/mount.log 2>&1 &
+mounted=$!
+until_ok grep -q "read from it" /var/tmp/mount.log
+kill -9 $mounted; wait $mounted 2>/dev/null
+said "is gone, and so is its lease" "$(snapshot list 2>&1)" "a killed mount is noticed and its hold released"
+
+echo "== damage and restore"
+out=$(snapshot restore "$one" 2>&1)
+said "nothing was done" "$out" "a restore is shown first"
+( exec 9<$node/node.json; exec sleep 600 ) & holder=$!
+out=$(snapshot restore "$one" --yes 2>&1) && bad "restored under an open file" || said "as it was" "$out" "a node in use is not restored"
+kill $holder; wait $holder 2>/dev/null
+# The agent that Kubo started lets go of the node by itself.
+until_ok sh -c "! basalt status --served --node $node"
+rm -rf /srv/repo/* /srv/repo/.[a-z]* 2>/dev/null
+ls /srv/repo/config 2>/dev/null && bad "rm left the config" || ok "the repo is gone"
+sleep 1
+out=$(snapshot restore "$one" --yes --json 2>&1) || bad "restore: $out"
+id=$(field id "$out")
+[ -n "$id" ] && ok "restored" || bad "restore said: $out"
+holds "the config is back" test -s /srv/repo/config
+ipfs cat "$first" >/var/tmp/first.out 2>/var/tmp/cat.log; cmp -s /var/tmp/first /var/tmp/first.out && ok "the first file is back" || bad "$(cat /var/tmp/cat.log)"
+out=$(ipfs repo verify 2>&1 | tail -1); said "verify complete, all blocks validated" "$out" "ipfs repo verify is clean"
+said "$first" "$(ipfs pin ls --type recursive -q)" "its pin is back"
+ipfs pin ls --type recursive -q | grep -q "$second" && bad "a later pin is there" || ok "the later pin is not"
+ipfs add -Q /var/tmp/second >/dev/null && ok "the restored node takes writes" || bad "no writes after the restore"
+said "restore $id of $one waits" "$(snapshot list)" "the restore waits to be confirmed"
+until_ok sh -c "! basalt status --served --node $node"
+out=$(snapshot restore --undo "$id" --yes 2>&1) && ok "undone" || bad "undo: $out"
+ls /srv/repo/config 2>/dev/null && bad "undone, and the config is there" || ok "undone: the damage is back"
+out=$(snapshot restore --undo "$id" --yes 2>&1) && ok "undone again" || bad "undo again: $out"
+holds "the config is back again" test -s /srv/repo/config
+out=$(snapshot restore --confirm "$id" --yes 2>&1) && ok "confirmed" || bad "confirm: $out"
+[ "$(zfs list -H -o name -r fast | grep -cE 'before|restore|undone')" = 0 ] && ok "nothing stands aside" || bad "$(zfs list -r fast)"
+
+echo "== prune, hold, policy"
+printf '\n[snapshots]\nkeep = ["last:1"]\nmin_age_s = 0\nschedule = "* * * * *"\njitter_s = 0\n' >>$node/basalt.toml
+three=$(field set "$(snapshot take --json)")
+four=$(field set "$(snapshot take --json)")
+snapshot hold "$one" >/dev/null && ok "held"
+out=$(snapshot prune --explain)
+said "destroy  $three  no rule keeps it" "$out" "prune explains what goes"
+said "keep     $four  the youngest whole set; last 1 of 1" "$out" "and what stays"
+said "keep     $one  hold \"keep\" on" "$out" "and who keeps it"
+out=$(snapshot prune --yes); said "destroyed (2 snapshots)" "$out" "pruned"
+snapshot hold --release "$one" >/dev/null && ok "released"
+said "next in" "$(snapshot policy)" "policy says when the next one is"
+basalt agent --node $node >/var/tmp/agent.log 2>&1 &
+agent=$!
+until_ok grep -q "pruned snapshots" /var/tmp/agent.log && ok "the agent takes and prunes by its schedule" || bad "$(tail -5 /var/tmp/agent.log)"
+out=$(snapshot take 2>&1) && ok "a set is taken while an agent serves: $(head -1 <<<"$out")" || bad "$out"
+kill $agent; wait $agent
+
+echo "== the pause"
+# All snapshots of one call are of one transaction; what we add to it is to be no more than the same again.
+pause() { local began=$(date +%s%N); "$@" >/dev/null; echo $(( ($(date +%s%N) - began) / 1000000 )); }
+for n in 1 2 3; do
+	echo "note zfs snapshot $(pause zfs snapshot fast/repo@bare$n fast/repo/basalt@bare$n) ms, basalt snapshot take $(pause snapshot take) ms in all"
+done
+
+echo "== two pools"
+unset IPFS_PATH
+zfs create -o mountpoint=/srv/two fast/two
+zfs create -o mountpoint=/srv/shard bulk/shard
+basalt init /srv/two --path /srv/shard >/dev/null || bad "init over two pools"
+basalt agent --node /srv/two >/var/tmp/two.log 2>&1 &
+agent=$!
+until_ok basalt status --served --node /srv/two
+out=$(basalt snapshot --node /srv/two take --json 2>&1)
+said '"deletes_held_ms":' "$out" "a set over two pools"
+grep -q '"deletes_held_ms":null' <<<"$out" && bad "deletes were not held" || ok "deletes were held: $(field deletes_held_ms "$out") ms"
+said "deletes are held" "$(cat /var/tmp/two.log)" "the node knows"
+said "Kubo's repo folder" "$out" "what a restore would lack is said"
+kill $agent; wait $agent
+set=$(field set "$out")
+out=$(basalt snapshot --node /srv/two restore "$set" --yes --json 2>&1)
+said '"done":true' "$out" "restored over two pools"
+holds "it opens" basalt verify --node /srv/two
+out=$(basalt snapshot --node /srv/two restore --confirm "$(field id "$out")" --yes 2>&1) && ok "confirmed over two pools" || bad "$out"
+
+echo "snapshots: $passed passed; $failed failed"
+[ $failed = 0 ] && [ $passed -gt 0 ]
