@@ -266,3 +266,84 @@ pub fn object(from: &SetName, to: Option<&SetName>, difference: &Difference) -> 
         "keys_changed": difference.keys_changed,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, sync::Arc};
+
+    use basalt_datastore::Key;
+    use basalt_node::{Config, Host, InitOptions};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn node(dir: &Path, shards: usize, blocks: &BTreeSet<u8>, keys: &[(&str, &[u8])]) -> Arc<Node> {
+        basalt_node::init(dir, &InitOptions { shards, ..InitOptions::default() }).unwrap();
+        let node = Node::open(dir, Config::default(), Host::Command("a test")).unwrap();
+        for block in blocks {
+            node.datastore().put(&Key::of_block(&multihash(*block)), &vec![*block; usize::from(*block)]).unwrap();
+        }
+        for (key, value) in keys {
+            node.datastore().put(&Key::new(key).unwrap(), value).unwrap();
+        }
+        node
+    }
+
+    /// Identity multihashes, whose order is not that of the shards.
+    fn multihash(number: u8) -> Multihash {
+        Multihash::parse(&[0x12, 32].into_iter().chain([number.reverse_bits(); 32]).collect::<Vec<u8>>()).unwrap()
+    }
+
+    fn pin_value(name: &str) -> Vec<u8> {
+        let cid = Cid::raw(multihash(7)).to_bytes();
+        let mut value = Vec::new();
+        let mut encoder = minicbor::Encoder::new(&mut value);
+        encoder.map(3).unwrap().str("cid").unwrap().bytes(&cid).unwrap();
+        encoder.str("mode").unwrap().i64(0).unwrap().str("name").unwrap().str(name).unwrap();
+        value
+    }
+
+    #[test]
+    fn pins_are_shown_by_cid_mode_and_name_and_other_keys_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mine, yours) = (pin_value("mine"), pin_value(""));
+        let none = BTreeSet::new();
+        let old = node(
+            &dir.path().join("a"),
+            1,
+            &none,
+            &[("/pins/pin/1", &mine), ("/pins/pin/2", b"no cbor"), ("/local/filesroot", b"1"), ("/same", b"x")],
+        );
+        let new = node(
+            &dir.path().join("b"),
+            1,
+            &none,
+            &[("/pins/pin/3", &yours), ("/local/filesroot", b"2"), ("/same", b"x"), ("/new", b"")],
+        );
+        let difference = compare(&old, &new, &mut |_, _| {}).unwrap();
+        let cid = Cid::raw(multihash(7));
+        assert_eq!(difference.pins_added, [format!("{cid} recursive")]);
+        assert_eq!(difference.pins_removed, [format!("{cid} recursive \"mine\""), "/pins/pin/2".to_owned()]);
+        assert_eq!(difference.keys_changed, 2);
+        assert_eq!((difference.blocks_added, difference.blocks_removed), (0, 0));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_blocks_told_are_those_that_one_side_lacks(old: BTreeSet<u8>, new: BTreeSet<u8>, shards in 1usize..4) {
+            let dir = tempfile::tempdir().unwrap();
+            let (a, b) = (node(&dir.path().join("a"), 1, &old, &[]), node(&dir.path().join("b"), shards, &new, &[]));
+            let (mut added, mut removed) = (BTreeSet::new(), BTreeSet::new());
+            let difference = compare(&a, &b, &mut |is_added, key| {
+                if is_added { &mut added } else { &mut removed }.insert(key.clone());
+            })
+            .unwrap();
+            prop_assert_eq!(&added, &new.difference(&old).map(|n| multihash(*n)).collect());
+            prop_assert_eq!(&removed, &old.difference(&new).map(|n| multihash(*n)).collect());
+            prop_assert_eq!((difference.blocks_added, difference.blocks_removed), (added.len() as u64, removed.len() as u64));
+            prop_assert_eq!(difference.bytes_added, new.difference(&old).map(|n| u64::from(*n)).sum::<u64>());
+        }
+    }
+}
