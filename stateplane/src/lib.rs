@@ -1,0 +1,37 @@
+//! The state plane: who wants what pinned where, and who holds it.
+//!
+//! [`PinLedger`] is what Basalt asks of it, with typed records: a [`Pin`] (a multihash wanted by an owner), a [`Placement`] (the same multihash at
+//! one peer: what is wanted there and what is held), expiry, and operations that must happen once. Engines:
+//! - [`Embedded`]: RocksDB in the node's own folder, durable. The default.
+//! - [`Model`]: in memory, the reference. For tests of what stands on this crate.
+//!
+//! One suite (`tests/suite`) holds them to the same results.
+//!
+//! # Generations
+//! Every change names a [`Generation`], and the highest one of a record wins, whatever the order in which changes arrive, at every engine and
+//! replica. So a change may be sent again after a timeout, a crash or a day in a queue: it happens once. That holds for [`FENCE_DAYS`]; what a
+//! removal leaves behind to fence older changes is forgotten after that.
+//!
+//! Acknowledged is durable, and found by all lists. The plane is never between Kubo and a block.
+
+mod bucket;
+mod codec;
+mod embedded;
+mod error;
+mod generation;
+mod ledger;
+mod model;
+mod name;
+mod record;
+
+pub use bucket::{BUCKETS, Bucket, EXPIRY_SHARDS, ExpiryShard, PlaneKey, SLOT_SECONDS, Slot};
+pub use embedded::{Embedded, EmbeddedOptions};
+pub use error::{Class, Error, Result};
+pub use generation::{Clock, Generation, SKEW_MAX};
+pub use ledger::{Claim, Conditional, Cursor, PAGE_MAX, Page, PinLedger};
+pub use model::Model;
+pub use name::{Multihash, NAME_BYTES_MAX, NameError, Operation, Owner, PEER_BYTES_MAX, Peer, PinName, TAGS_MAX, Tag};
+pub use record::{Change, Expiry, Have, Pin, PinKey, Placement, Want};
+
+/// How long a removal fences older changes of the same record, in days. Nothing may sit in a queue for longer.
+pub const FENCE_DAYS: u32 = 10;
