@@ -5,7 +5,11 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use basalt_blockstore::{
@@ -501,6 +505,41 @@ fn what_waits_for_its_flush_is_flushed_before_a_put_is_refused() {
     drop(store);
     let store = world.open();
     assert!((0..15).all(|number| get(&store, number) == Ok(value(number, 20_000))), "it was not flushed");
+}
+
+#[test]
+fn where_others_take_the_reserve_too_what_is_kept_back_for_that_is_lifted() {
+    #[derive(Debug, Default)]
+    struct KeptBack(AtomicU64);
+    impl Ground for KeptBack {
+        fn lift_reserve(&self) -> basalt_blockstore::Result<bool> {
+            Ok(self.0.fetch_add(1, Ordering::SeqCst) == 0)
+        }
+    }
+    let mut world = World::new();
+    let ground = Arc::new(KeptBack::default());
+    world.ground = ground.clone();
+    world.options.reserve_bytes = 1 << 20;
+    world.disk.set_threads(true);
+    let store = world.open();
+    let wait_for_looks = || {
+        // Two more of the disk's clock, by threads that look at it ten times a second.
+        for _ in 0..2 {
+            world.disk.advance_ns(1_000_000_000);
+            std::thread::sleep(Duration::from_millis(250));
+        }
+    };
+    // Puts are refused here, but the reserve is whole.
+    world.disk.set_available(Some((1 << 20) - 1));
+    wait_for_looks();
+    assert_eq!(ground.0.load(Ordering::SeqCst), 0);
+    world.disk.set_available(Some((1 << 19) - 1));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while ground.0.load(Ordering::SeqCst) == 0 {
+        assert!(Instant::now() < deadline, "the reserve is being used up, and nothing was lifted");
+        wait_for_looks();
+    }
+    drop(store);
 }
 
 #[test]

@@ -2,6 +2,10 @@
 //!
 //! The `zfs` program is asked for that, where there is one, from a thread of its own: on a suspended pool it hangs. Without it the hidden folder `.zfs/snapshot` says
 //! at least whether there are any.
+//!
+//! On ZFS a full quota refuses even an overwrite, and other programs, or snapshots that pin what is overwritten, may take the stores' headroom. So a node on datasets has
+//! an empty one beside them whose `refreservation` keeps space back; [`RESERVE_PROPERTY`] on it says how much. Where the headroom is being used up it is lifted, and put back
+//! when there is room (STORE 16).
 
 use std::{
     fs,
@@ -14,7 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use basalt_blockstore::ground::{Ground, PlainGround};
+use basalt_blockstore::{
+    Error, ErrorKind, Result,
+    ground::{Ground, PlainGround},
+};
 use nix::sys::{
     statfs::{FsType, statfs},
     statvfs::statvfs,
@@ -29,6 +36,15 @@ const FIRST: Duration = Duration::from_secs(30);
 const NAMED: usize = 3;
 /// Less than this held by snapshots explains no full disk, in bytes.
 const HELD_BYTES_MIN: u64 = 1 << 20;
+
+/// The dataset that keeps space back lies in the node's, or above it, by this name...
+const RESERVE_NAME: &str = "reserve";
+/// ...and has this user property: how much it keeps back while there is room, in bytes.
+const RESERVE_PROPERTY: &str = "basalt:reserve";
+/// It is put back where so many times as much is free.
+const PUT_BACK_AT: u64 = 4;
+/// After an attempt to lift it that failed, the next one waits so long.
+const LIFT_AGAIN: Duration = Duration::from_secs(60);
 
 /// What is under these folders.
 pub(crate) fn under<'a>(dirs: impl IntoIterator<Item = &'a Path>) -> Arc<dyn Ground> {
@@ -51,6 +67,7 @@ pub(crate) fn under<'a>(dirs: impl IntoIterator<Item = &'a Path>) -> Arc<dyn Gro
         known: Mutex::default(),
         answered: Condvar::new(),
         asking: AtomicBool::new(false),
+        reserve: Mutex::default(),
     });
     shared.ask(FIRST);
     Arc::new(ZfsGround { shared, hole_bytes })
@@ -74,6 +91,17 @@ struct Shared {
     known: Mutex<Known>,
     answered: Condvar,
     asking: AtomicBool,
+    reserve: Mutex<Reserve>,
+}
+
+/// The dataset that keeps space back.
+#[derive(Debug, Default)]
+struct Reserve {
+    looked_for: bool,
+    /// Its name, and how much it is to keep back, in bytes.
+    found: Option<(String, u64)>,
+    is_lifted: bool,
+    failed: Option<Instant>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -105,6 +133,88 @@ impl Ground for ZfsGround {
     fn held_by_snapshots(&self) -> Option<String> {
         self.shared.fresh().held
     }
+
+    fn lift_reserve(&self) -> Result<bool> {
+        // Whoever has it is asking ZFS, which may take for ever.
+        let lifted = match self.shared.reserve.try_lock() {
+            Ok(mut reserve) => reserve.lift()?,
+            Err(_) => false,
+        };
+        if lifted {
+            self.shared.put_back_in_time();
+        }
+        Ok(lifted)
+    }
+}
+
+impl Reserve {
+    /// Finds the dataset, once, and whether it was left lifted by an earlier life. `false`: that was before.
+    fn look_for(&mut self, datasets: &[Dataset]) -> bool {
+        if std::mem::replace(&mut self.looked_for, true) {
+            return false;
+        }
+        self.found = reserve_names(datasets).into_iter().find_map(|name| {
+            let bytes = zfs(&["get", "-Hp", "-o", "value", RESERVE_PROPERTY, &name])?.trim().parse().ok()?;
+            Some((name, bytes))
+        });
+        if let Some((name, bytes)) = &self.found {
+            let kept = zfs(&["get", "-Hp", "-o", "value", "refreservation", name]);
+            self.is_lifted = kept.and_then(|kept| kept.trim().parse().ok()).is_some_and(|kept: u64| kept < *bytes);
+        }
+        true
+    }
+
+    fn lift(&mut self) -> Result<bool> {
+        let Some((name, bytes)) = &self.found else { return Ok(false) };
+        if self.is_lifted || self.failed.is_some_and(|failed| failed.elapsed() < LIFT_AGAIN) {
+            return Ok(false);
+        }
+        if let Err(why) = set(name, "refreservation=none") {
+            self.failed = Some(Instant::now());
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "{name} keeps {} back for deletes, and that could not be lifted ({why}): zfs set refreservation=none {name}; so that the agent may: zfs allow USER \
+                     refreservation {name}",
+                    mib(*bytes)
+                ),
+            ));
+        }
+        self.is_lifted = true;
+        Ok(true)
+    }
+
+    fn put_back(&mut self) {
+        let Some((name, bytes)) = self.found.as_ref().filter(|_| self.is_lifted) else { return };
+        let available = zfs(&["get", "-Hp", "-o", "value", "available", name]);
+        let available: u64 = available.and_then(|available| available.trim().parse().ok()).unwrap_or(0);
+        if available / PUT_BACK_AT < *bytes {
+            return;
+        }
+        match set(name, &format!("refreservation={bytes}")) {
+            Ok(()) => {
+                self.is_lifted = false;
+                tracing::info!(dataset = %name, bytes, "there is room: space is kept back again");
+            }
+            Err(why) => {
+                tracing::warn!(dataset = %name, bytes, %why, "space could not be kept back again; it is tried again")
+            }
+        }
+    }
+}
+
+/// Where the dataset that keeps space back may be, the nearest first.
+fn reserve_names(datasets: &[Dataset]) -> Vec<String> {
+    let mut above: Vec<&str> = datasets
+        .iter()
+        .flat_map(|dataset| {
+            let ends = dataset.name.match_indices('/').map(|(end, _)| end).chain([dataset.name.len()]);
+            ends.map(|end| &dataset.name[..end])
+        })
+        .collect();
+    above.sort_by_key(|name| (std::cmp::Reverse(name.matches('/').count()), *name));
+    above.dedup();
+    above.into_iter().map(|name| format!("{name}/{RESERVE_NAME}")).collect()
 }
 
 impl Shared {
@@ -117,6 +227,25 @@ impl Shared {
         known
     }
 
+    /// Keeps space back again once there is room for it.
+    fn put_back_in_time(self: &Arc<Self>) {
+        let shared = Arc::downgrade(self);
+        let started = std::thread::Builder::new().name("basalt-reserve".to_owned()).spawn(move || {
+            loop {
+                std::thread::sleep(FRESH);
+                let Some(shared) = shared.upgrade() else { return };
+                let mut reserve = lock(&shared.reserve);
+                reserve.put_back();
+                if !reserve.is_lifted {
+                    return;
+                }
+            }
+        });
+        if let Err(err) = started {
+            tracing::warn!(%err, "what was lifted stays so until the node is opened again");
+        }
+    }
+
     /// Asks, unless someone does, and waits for the answer so long.
     fn ask(self: &Arc<Self>, patience: Duration) {
         if self.asking.swap(true, Ordering::AcqRel) {
@@ -126,6 +255,13 @@ impl Shared {
         let began = Instant::now();
         let started = std::thread::Builder::new().name("basalt-ground".to_owned()).spawn(move || {
             let known = look(&shared.datasets);
+            let lifted_before = {
+                let mut reserve = lock(&shared.reserve);
+                reserve.look_for(&shared.datasets) && reserve.is_lifted
+            };
+            if lifted_before {
+                shared.put_back_in_time();
+            }
             *lock(&shared.known) = Known { asked: Some(Instant::now()), ..known };
             shared.asking.store(false, Ordering::Release);
             shared.answered.notify_all();
@@ -234,10 +370,25 @@ fn both(one: Option<bool>, other: Option<bool>) -> Option<bool> {
 
 /// What the `zfs` program says, if there is one and it succeeds.
 fn zfs(args: &[&str]) -> Option<String> {
+    let out = command().args(args).output().ok()?;
+    out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// Sets a property; an error is what the program says.
+fn set(dataset: &str, property: &str) -> std::result::Result<(), String> {
+    let out = command().args(["set", property, dataset]).output().map_err(|err| format!("zfs: {err}"))?;
+    match out.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&out.stderr).trim().to_owned()),
+    }
+}
+
+fn command() -> Command {
     // Where it stands for root, whose PATH a service may not have.
     let path = format!("{}:/usr/sbin:/sbin:/usr/local/sbin", std::env::var("PATH").unwrap_or_default());
-    let out = Command::new("zfs").args(args).env("PATH", path).env("LC_ALL", "C").output().ok()?;
-    out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
+    let mut command = Command::new("zfs");
+    command.env("PATH", path).env("LC_ALL", "C");
+    command
 }
 
 fn names_in(dir: &Path) -> Option<Vec<String>> {
@@ -322,6 +473,22 @@ mod tests {
         let nowhere = Dataset { name: "basalt-no-such-pool/x".into(), mounted_at: "/nonexistent".into() };
         let known = look(&[nowhere]);
         assert_eq!((known.honours_sync, known.newest_snapshot_unix_ns), (None, None));
+    }
+
+    #[test]
+    fn what_keeps_space_back_is_looked_for_beside_the_stores_and_above() {
+        let datasets = ["tank/node/shards/00", "tank/node", "tank/node/shards/01"]
+            .map(|name| Dataset { name: name.into(), mounted_at: "/nonexistent".into() });
+        assert_eq!(
+            reserve_names(&datasets),
+            [
+                "tank/node/shards/00/reserve",
+                "tank/node/shards/01/reserve",
+                "tank/node/shards/reserve",
+                "tank/node/reserve",
+                "tank/reserve"
+            ]
+        );
     }
 
     #[test]

@@ -513,6 +513,7 @@ impl Core {
             tracing::error!(store = %self.dir.display(), %err, "the index could not be flushed; it is tried again");
         }
         let now = self.env.clock.monotonic_ns();
+        self.lift_if_exhausted(now);
         let last = self.last_reclaim_ns.load(Ordering::Relaxed);
         let pressed = self.is_pressed();
         if now.saturating_sub(last) >= if pressed { PRESSED_EVERY_NS } else { RECLAIM_EVERY_NS } {

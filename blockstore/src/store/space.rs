@@ -3,7 +3,10 @@
 //! The reserve is headroom, not a file (STORE 16): tombstones, a flush of the index, a compaction and the copy that recovery makes of an unflushed tail must still
 //! fit when puts no longer do.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use super::{
     commit::complete,
@@ -19,6 +22,8 @@ use crate::{
 const TRUST_BYTES: u64 = 16 << 20;
 /// ...and after so long, because others write too.
 const TRUST_NS: u64 = 1_000_000_000;
+/// Whether the reserve is being used up is looked at this often.
+const LOOK_AT_RESERVE_NS: u64 = 1_000_000_000;
 /// So long after a put was refused, space is given back in small amounts too.
 const PRESSED: Duration = Duration::from_secs(60);
 /// An open segment with so much of it dead is worth ending when space is short, in bytes.
@@ -85,6 +90,30 @@ impl Core {
             None => 0,
         };
         Ok(Room { available, spare })
+    }
+
+    /// Where the reserve itself is being used up, by other programs or by snapshots that pin what is overwritten, has the host lift what it keeps back for that: puts
+    /// stay refused, deletes and the index go on.
+    pub(super) fn lift_if_exhausted(&self, now: u64) {
+        let last = self.last_look_at_reserve_ns.load(Ordering::Relaxed);
+        if now.saturating_sub(last) < LOOK_AT_RESERVE_NS {
+            return;
+        }
+        self.last_look_at_reserve_ns.store(now, Ordering::Relaxed);
+        let low = self.options.reserve_bytes / 2;
+        match self.available() {
+            Ok(available) if available < low => match self.env.ground.lift_reserve() {
+                Ok(true) => {
+                    tracing::warn!(store = %self.dir.display(), available, "the disk is full, the reserve too: what was kept back is lifted")
+                }
+                Ok(false) => {}
+                Err(err) => {
+                    tracing::error!(store = %self.dir.display(), available, %err, "the disk is full, the reserve too")
+                }
+            },
+            Ok(_) => {}
+            Err(err) => tracing::warn!(store = %self.dir.display(), %err, "it is not known how full the disk is"),
+        }
     }
 
     /// Whether it was want of room by which a put was refused just now.

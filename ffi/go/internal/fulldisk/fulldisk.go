@@ -31,7 +31,7 @@ type Case struct {
 	Name  string
 	FS    string // "ext4", "zfs-pool" or "zfs-quota"
 	FFI   bool   // the node is in Kubo's process
-	How   string // what fills it: "blocks", "inodes", "other" (another program, to the last byte), "snapshot" (blocks, and a snapshot holds them)
+	How   string // what fills it: "blocks", "inodes", "other" (another program, to the last byte), "snapshot" (blocks, and a snapshot holds them), "reserve" ("other", where a dataset keeps space back)
 	MiB   int    // of the file system, or quota
 	Short bool   // one cycle, and no restart
 }
@@ -43,6 +43,7 @@ var Cases = []Case{
 	{Name: "zfs-pool", FS: "zfs-pool", How: "blocks", MiB: 288},
 	{Name: "zfs-quota-ffi", FS: "zfs-quota", How: "blocks", MiB: 72, FFI: true},
 	{Name: "zfs-other", FS: "zfs-quota", How: "other", MiB: 72},
+	{Name: "zfs-reserve", FS: "zfs-quota", How: "reserve", MiB: 96},
 	{Name: "ext4", FS: "ext4", How: "blocks", MiB: 72},
 	{Name: "ext4-ffi", FS: "ext4", How: "blocks", MiB: 72, FFI: true},
 	{Name: "ext4-inodes", FS: "ext4", How: "inodes", MiB: 128},

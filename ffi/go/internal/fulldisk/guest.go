@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -136,9 +137,19 @@ func (t *trial) mount() error {
 	case "zfs-quota":
 		return errors.Join(partition(""),
 			run("zpool", "create", "-f", "-o", "ashift=12", "-O", "compression=lz4", "-m", "none", pool, t.device()),
-			run("zfs", "create", "-o", "mountpoint="+t.where, "-o", "quota="+size, t.dataset()))
+			run("zfs", "create", "-o", "mountpoint="+t.where, "-o", "quota="+size, t.dataset()),
+			t.keepBack())
 	}
 	return fmt.Errorf("no file system %q", t.FS)
+}
+
+// keepBack makes the dataset that a node lifts when others take its headroom, where the case is about it.
+func (t *trial) keepBack() error {
+	if t.How != "reserve" {
+		return nil
+	}
+	bytes := strconv.Itoa(reserveBytes)
+	return run("zfs", "create", "-o", "canmount=off", "-o", "refreservation="+bytes, "-o", "basalt:reserve="+bytes, t.reserved())
 }
 
 func (t *trial) device() string {
@@ -201,6 +212,8 @@ func (t *trial) run() error {
 		return t.inodes()
 	case "other":
 		return t.other()
+	case "reserve":
+		return t.reserve()
 	}
 	return fmt.Errorf("nothing fills a disk by %q", t.How)
 }
@@ -603,6 +616,56 @@ func (t *trial) other() error {
 	t.serves("on a disk full to the last byte")
 	t.check("status says that there is no space", t.condition("no-space"))
 	t.endures("on a disk full to the last byte", func() error { return os.Remove(file) }, 64)
+	return nil
+}
+
+const reserveBytes = 16 << 20
+
+func (t *trial) reserved() string { return t.dataset() + "/reserve" }
+
+// isLifted waits until what is kept back is lifted, or kept back again.
+func (t *trial) isLifted(want bool) error {
+	return within(40*time.Second, func() error {
+		out, err := exec.Command("zfs", "get", "-Hp", "-o", "value", "refreservation", t.reserved()).Output()
+		if err != nil {
+			return err
+		}
+		bytes, err := strconv.ParseUint(strings.TrimSpace(string(out)), 10, 64)
+		if lifted := err == nil && bytes == 0 || strings.TrimSpace(string(out)) == "none"; lifted != want {
+			return fmt.Errorf("refreservation is %s", out)
+		}
+		return nil
+	})
+}
+
+// reserve is a disk that another program has filled to its last byte, where a dataset keeps space back for deletes.
+func (t *trial) reserve() error {
+	for range 64 {
+		if err := t.put(blockSize); err != nil {
+			return err
+		}
+	}
+	file := filepath.Join(t.where, "of another program")
+	if err := t.take(file); err != nil {
+		return err
+	}
+	if !t.check("what is kept back is lifted", t.isLifted(true)) {
+		return errors.New("nothing is lifted")
+	}
+	_, refusal := t.fill()
+	t.check("Put says NoSpace", t.refused(refusal))
+	const when = "on a disk that another program has filled"
+	t.serves(when)
+	t.check("gc removes all garbage, "+when, t.collect())
+	t.check("flush and reclaim work, "+when,
+		errors.Join(run(t.plan.Basalt, "flush", "--node", t.k.Node()), run(t.plan.Basalt, "reclaim", "--node", t.k.Node())))
+	if err := os.Remove(file); !t.check("the other program lets go", err) {
+		return err
+	}
+	t.check("Put works again, without a restart", t.works(64))
+	t.check("space is kept back again", t.isLifted(false))
+	t.check("count and bytes are exact", t.counts())
+	t.check("basalt verify finds nothing wrong", run(t.plan.Basalt, "verify", "--hash", "--node", t.k.Node()))
 	return nil
 }
 
