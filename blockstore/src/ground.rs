@@ -33,8 +33,8 @@ pub trait Ground: Send + Sync + Debug {
         None
     }
 
-    /// Makes more space available for deletes where even the reserve is being used up. `true`: it has done so now; `false`: there is nothing to lift, or it was lifted
-    /// before. The host puts it back when there is room. Called from a thread of the store that may wait; at most once a second.
+    /// Makes more space available where a delete, or the index, found none at all. `true`: it has done so now; `false`: there is nothing to lift, or it was lifted before.
+    /// The host puts it back when there is room. May wait; is called again and again while the disk is full.
     fn lift_reserve(&self) -> Result<bool> {
         Ok(false)
     }

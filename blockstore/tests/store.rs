@@ -9,7 +9,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 use basalt_blockstore::{
@@ -508,8 +507,8 @@ fn what_waits_for_its_flush_is_flushed_before_a_put_is_refused() {
 }
 
 #[test]
-fn where_others_take_the_reserve_too_what_is_kept_back_for_that_is_lifted() {
-    #[derive(Debug, Default)]
+fn a_delete_that_finds_no_room_at_all_has_what_is_kept_back_lifted() {
+    #[derive(Debug)]
     struct KeptBack(AtomicU64);
     impl Ground for KeptBack {
         fn lift_reserve(&self) -> basalt_blockstore::Result<bool> {
@@ -517,29 +516,27 @@ fn where_others_take_the_reserve_too_what_is_kept_back_for_that_is_lifted() {
         }
     }
     let mut world = World::new();
-    let ground = Arc::new(KeptBack::default());
+    let ground = Arc::new(KeptBack(AtomicU64::new(0)));
+    let lifted = || ground.0.load(Ordering::SeqCst);
     world.ground = ground.clone();
-    world.options.reserve_bytes = 1 << 20;
-    world.disk.set_threads(true);
     let store = world.open();
-    let wait_for_looks = || {
-        // Two more of the disk's clock, by threads that look at it ten times a second.
-        for _ in 0..2 {
-            world.disk.advance_ns(1_000_000_000);
-            std::thread::sleep(Duration::from_millis(250));
-        }
-    };
-    // Puts are refused here, but the reserve is whole.
-    world.disk.set_available(Some((1 << 20) - 1));
-    wait_for_looks();
-    assert_eq!(ground.0.load(Ordering::SeqCst), 0);
-    world.disk.set_available(Some((1 << 19) - 1));
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while ground.0.load(Ordering::SeqCst) == 0 {
-        assert!(Instant::now() < deadline, "the reserve is being used up, and nothing was lifted");
-        wait_for_looks();
-    }
-    drop(store);
+    (0..3).for_each(|number| put(&store, number, 1000));
+    let is_full = || world.disk.inject(world.disk.steps() + 1, Fault::Error(std::io::ErrorKind::QuotaExceeded));
+    // A put never has it lifted...
+    is_full();
+    let refused = store.write(&[Op::PutIfAbsent { key: &key(9), value: b"x" }], false).unwrap_err();
+    assert_eq!((refused.kind(), lifted()), (ErrorKind::NoSpace, 0));
+    // ...a delete does, and goes through.
+    put(&store, 3, 1000);
+    is_full();
+    delete(&store, 1);
+    assert_eq!((get(&store, 1), lifted()), (Err(ErrorKind::NotFound), 1));
+    // Where nothing is left to lift, it is refused by name.
+    put(&store, 4, 1000);
+    is_full();
+    let refused = store.write(&[Op::Delete { key: &key(2) }], false).unwrap_err();
+    assert_eq!((refused.kind(), lifted()), (ErrorKind::NoSpace, 2));
+    assert_eq!(get(&store, 2).unwrap(), value(2, 1000));
 }
 
 #[test]

@@ -82,8 +82,6 @@ pub(crate) struct Core {
     pub(super) closed: AtomicBool,
     pub(super) space: Mutex<Space>,
     pub(super) last_reclaim_ns: AtomicU64,
-    /// When it was last looked whether the reserve is exhausted.
-    pub(super) last_look_at_reserve_ns: AtomicU64,
     pub(super) scrub: ScrubCell,
     pub(super) watched: Watched,
     /// Durable writes of which the index has not heard.
@@ -331,7 +329,6 @@ impl Core {
             closed: AtomicBool::new(false),
             space: Mutex::default(),
             last_reclaim_ns: AtomicU64::new(0),
-            last_look_at_reserve_ns: AtomicU64::new(0),
             scrub: ScrubCell::default(),
             watched: Watched::default(),
         }

@@ -511,9 +511,13 @@ impl Core {
         };
         if behind && let Err(err) = self.flush_index() {
             tracing::error!(store = %self.dir.display(), %err, "the index could not be flushed; it is tried again");
+            if err.kind() == ErrorKind::NoSpace
+                && let Err(err) = self.lift_reserve()
+            {
+                tracing::error!(store = %self.dir.display(), %err, "there is no room for the index");
+            }
         }
         let now = self.env.clock.monotonic_ns();
-        self.lift_if_exhausted(now);
         let last = self.last_reclaim_ns.load(Ordering::Relaxed);
         let pressed = self.is_pressed();
         if now.saturating_sub(last) >= if pressed { PRESSED_EVERY_NS } else { RECLAIM_EVERY_NS } {

@@ -163,6 +163,8 @@ pub(super) fn open(
         Recovered { files, store_id, incarnation, index, segments, rows, checkpoint, log },
     );
     if !read_only {
+        let left = core.remove_void(chain.outrun.clone());
+        core.log.lock().void.extend(left);
         if let Some(top) = &chain.top
             && !tail.survivors.is_empty()
         {
@@ -226,6 +228,8 @@ struct Chain {
     top: Option<SegmentHeader>,
     /// Segments that an interrupted recovery left behind.
     void: Vec<u64>,
+    /// The same, from before the index went beyond them.
+    outrun: Vec<u64>,
     /// The top counts only by a mark in itself, which may not be durable.
     unproven: bool,
 }
@@ -326,6 +330,7 @@ impl Recovery<'_> {
         let from = if self.rebuild { 0 } else { self.checkpoint.position.segment() };
         let mut store_id = (!self.rebuild).then_some(self.checkpoint.store_id);
         let mut headers = Vec::new();
+        let mut back = Vec::new();
         for &id in ids {
             if let Some(row) = self.rows.get(&id).filter(|_| id < from) {
                 self.segments.insert(id, self.files.handle(id, row.nonce));
@@ -333,10 +338,7 @@ impl Recovery<'_> {
             }
             let header = self.files.read_header(id)?;
             if id < from {
-                // Freed, and back because the crash came before its removal was durable. Nothing in it is live.
-                self.segments.insert(id, self.files.handle(id, header.nonce));
-                let end = self.length(id)?;
-                self.rows.insert(id, SegmentRow { nonce: header.nonce, end, ..SegmentRow::default() });
+                back.push(header);
                 continue;
             }
             if *store_id.get_or_insert(header.store_id) != header.store_id {
@@ -374,6 +376,17 @@ impl Recovery<'_> {
         for id in &void {
             self.segments.remove(id);
         }
+        let mut outrun = Vec::new();
+        for header in back {
+            if self.is_outrun(&header, ids) {
+                outrun.push(header.id);
+                continue;
+            }
+            // Freed, and back because the crash came before its removal was durable. Nothing in it is live.
+            self.segments.insert(header.id, self.files.handle(header.id, header.nonce));
+            let end = self.length(header.id)?;
+            self.rows.insert(header.id, SegmentRow { nonce: header.nonce, end, ..SegmentRow::default() });
+        }
         let top = headers.pop();
         let mut ended = Vec::new();
         for header in &headers {
@@ -393,7 +406,17 @@ impl Recovery<'_> {
                 row.end = *end;
             }
         }
-        Ok(Chain { store_id, ended, top, void, unproven })
+        Ok(Chain { store_id, ended, top, void, outrun, unproven })
+    }
+
+    /// Whether a segment that the index has never counted, though it has gone further, is what an interrupted recovery left behind: another segment took its place.
+    /// What it says of older records must not be carried on.
+    fn is_outrun(&self, header: &SegmentHeader, ids: &[u64]) -> bool {
+        header.adopted_end != RECORDS_START
+            && ids
+                .iter()
+                .filter(|id| **id > header.id)
+                .any(|id| self.files.read_header(*id).is_ok_and(|later| later.previous == header.previous))
     }
 
     fn length(&self, id: u64) -> Result<u64> {
@@ -528,19 +551,22 @@ impl Core {
         Ok(())
     }
 
-    /// Removes what interrupted recoveries left; returns what can't be removed.
-    pub(super) fn remove_void(&self, mut void: Vec<u64>) -> Vec<u64> {
-        void.retain(|id| {
+    /// Removes what interrupted recoveries left, for good: one that came back once what took its place is freed would count. Returns what can't be removed.
+    pub(super) fn remove_void(&self, void: Vec<u64>) -> Vec<u64> {
+        if void.is_empty() {
+            return void;
+        }
+        let removed = void.iter().try_for_each(|id| {
             self.remove_segment(*id);
-            match self.files.remove(&file_name(*id)) {
-                Ok(()) => false,
-                Err(err) => {
-                    tracing::warn!(segment = id, %err, "an unfinished segment could not be removed; it is tried again");
-                    true
-                }
-            }
+            self.files.remove(&file_name(*id))
         });
-        void
+        match removed.and_then(|()| self.files.sync_dir()) {
+            Ok(()) => Vec::new(),
+            Err(err) => {
+                tracing::warn!(segments = ?void, %err, "unfinished segments could not be removed; it is tried again");
+                void
+            }
+        }
     }
 
     /// Copies what survived above the mark of segment `top` into a new segment, which the log goes on in.

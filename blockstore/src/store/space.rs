@@ -3,10 +3,7 @@
 //! The reserve is headroom, not a file (STORE 16): tombstones, a flush of the index, a compaction and the copy that recovery makes of an unflushed tail must still
 //! fit when puts no longer do.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     commit::complete,
@@ -22,8 +19,6 @@ use crate::{
 const TRUST_BYTES: u64 = 16 << 20;
 /// ...and after so long, because others write too.
 const TRUST_NS: u64 = 1_000_000_000;
-/// Whether the reserve is being used up is looked at this often.
-const LOOK_AT_RESERVE_NS: u64 = 1_000_000_000;
 /// So long after a put was refused, space is given back in small amounts too.
 const PRESSED: Duration = Duration::from_secs(60);
 /// An open segment with so much of it dead is worth ending when space is short, in bytes.
@@ -92,28 +87,14 @@ impl Core {
         Ok(Room { available, spare })
     }
 
-    /// Where the reserve itself is being used up, by other programs or by snapshots that pin what is overwritten, has the host lift what it keeps back for that: puts
-    /// stay refused, deletes and the index go on.
-    pub(super) fn lift_if_exhausted(&self, now: u64) {
-        let last = self.last_look_at_reserve_ns.load(Ordering::Relaxed);
-        if now.saturating_sub(last) < LOOK_AT_RESERVE_NS {
-            return;
+    /// The disk is full to the last byte, with the reserve: has the host lift what it keeps back for that, once somebody is in need of it and not before, because whoever has
+    /// filled the disk would take that too. Says whether it has.
+    pub(super) fn lift_reserve(&self) -> Result<bool> {
+        let lifted = self.env.ground.lift_reserve()?;
+        if lifted {
+            tracing::warn!(store = %self.dir.display(), "the disk is full, the reserve too: what was kept back is lifted");
         }
-        self.last_look_at_reserve_ns.store(now, Ordering::Relaxed);
-        let low = self.options.reserve_bytes / 2;
-        match self.available() {
-            Ok(available) if available < low => match self.env.ground.lift_reserve() {
-                Ok(true) => {
-                    tracing::warn!(store = %self.dir.display(), available, "the disk is full, the reserve too: what was kept back is lifted")
-                }
-                Ok(false) => {}
-                Err(err) => {
-                    tracing::error!(store = %self.dir.display(), available, %err, "the disk is full, the reserve too")
-                }
-            },
-            Ok(_) => {}
-            Err(err) => tracing::warn!(store = %self.dir.display(), %err, "it is not known how full the disk is"),
-        }
+        Ok(lifted)
     }
 
     /// Whether it was want of room by which a put was refused just now.
@@ -142,7 +123,7 @@ impl Core {
     }
 
     /// Gives up what is only kept to be quick: segments for recycling, space reserved for the open one (STORE 18). Says whether there was any.
-    fn give_up(&self) -> Result<bool> {
+    pub(super) fn give_up(&self) -> Result<bool> {
         let mut log = self.log.lock();
         let spent = std::mem::take(&mut log.spent);
         let idle = !log.rolling && !log.flushing && log.fenced.is_none();

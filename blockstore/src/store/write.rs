@@ -124,15 +124,19 @@ impl Core {
                 self.try_piece(ops, &crcs, atomic, durable, failures, tickets)
             })
         };
-        match write() {
-            Err(err) if err.kind() == ErrorKind::NoSpace && self.was_refused() => {
-                if self.make_room()? {
-                    return write();
+        let is_full = |outcome: &Result<()>| outcome.as_ref().is_err_and(|err| err.kind() == ErrorKind::NoSpace);
+        let mut outcome = write();
+        if is_full(&outcome) && ops.iter().all(|op| matches!(op, Op::Delete { .. })) {
+            // Others have filled the disk beyond the reserve, and a delete is what is owed then.
+            for make_room in [Core::give_up, Core::lift_reserve] {
+                if is_full(&outcome) && make_room(self)? {
+                    outcome = write();
                 }
-                Err(err)
             }
-            outcome => outcome,
+        } else if is_full(&outcome) && self.was_refused() && self.make_room()? {
+            outcome = write();
         }
+        outcome
     }
 
     /// Does what reserves `bytes` in the log at most, and once more where it was superseded, with room made before: whoever reserves holds stripes, under which

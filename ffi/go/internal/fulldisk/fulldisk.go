@@ -47,7 +47,7 @@ var Cases = []Case{
 	{Name: "ext4", FS: "ext4", How: "blocks", MiB: 72},
 	{Name: "ext4-ffi", FS: "ext4", How: "blocks", MiB: 72, FFI: true},
 	{Name: "ext4-inodes", FS: "ext4", How: "inodes", MiB: 128},
-	{Name: "ext4-other", FS: "ext4", How: "other", MiB: 72},
+	{Name: "ext4-other", FS: "ext4", How: "other", MiB: 96},
 }
 
 // ShortCases are for `make test` and for a first look.
