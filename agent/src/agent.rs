@@ -19,6 +19,7 @@ use crate::{
     access::require_node,
     cli::{Agent, ConfigSource},
     config::{Loaded, TABLES},
+    dataset,
     exit::{Failure, Outcome},
     http::{self, Observed},
     logging::{self, LevelHandle},
@@ -80,6 +81,11 @@ async fn serve(path: &Path, options: &Agent, loaded: Loaded, level: LevelHandle)
     // Before the node is open: a signal during a long recovery must not kill it in the middle of a write.
     let mut signals = Signals::install()?;
     let host = if options.exit_when_idle { Host::AgentAutostarted } else { Host::Agent };
+    let folder = path.to_path_buf();
+    let looked = tokio::task::spawn_blocking(move || dataset::at_start(&folder));
+    if looked.await.is_err() {
+        tracing::error!("looking at the node's datasets panicked");
+    }
     let node = tokio::select! {
         node = obtain(path, &loaded, host) => node?,
         name = signals.stop() => {

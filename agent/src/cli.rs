@@ -55,6 +55,9 @@ pub enum Command {
     /// Write the blocks into a CAR file or a flatfs folder.
     #[command(subcommand)]
     Export(Export),
+    /// The ZFS datasets of a node: what is declared, what is there, what differs.
+    #[command(subcommand)]
+    Dataset(DatasetCommand),
     /// Check, show or document the config.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -100,9 +103,64 @@ pub struct Init {
     /// A folder on another device for the shards; each is one shard [default: in the node's folder].
     #[arg(long = "path", value_name = "FOLDER")]
     pub paths: Vec<PathBuf>,
+    /// Make datasets for the node below this one, which is made too and mounted at the node's folder: tank/basalt.
+    #[arg(long, value_name = "DATASET", conflicts_with = "paths")]
+    pub zfs: Option<String>,
+    #[command(flatten)]
+    pub datasets: DatasetOptions,
     /// The node is about to be filled by basalt-migrate: until that has completed nobody else is served.
     #[arg(long, hide = true)]
     pub migrating: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `basalt init --zfs` makes its datasets like.
+#[derive(Debug, Args)]
+pub struct DatasetOptions {
+    /// Make a dataset for Kubo's repo folder too, mounted at this new or empty folder: snapshots then have its config and keys.
+    #[arg(long, value_name = "FOLDER", requires = "zfs")]
+    pub repo: Option<PathBuf>,
+    /// A property over the defaults, by the part of the node that it is for (node, shards, keyspace, repo); may be given several times.
+    #[arg(long = "property", value_name = "PART.NAME=VALUE", requires = "zfs")]
+    pub properties: Vec<String>,
+    /// Encrypt the datasets by the raw key (32 bytes) in this file, which has to stay there.
+    #[arg(long, value_name = "FILE", requires = "zfs")]
+    pub encryption_key: Option<PathBuf>,
+    /// Only show what would be done.
+    #[arg(long, requires = "zfs")]
+    pub dry_run: bool,
+    /// Also do what takes a dataset that is there already.
+    #[arg(long, requires = "zfs")]
+    pub yes: bool,
+}
+
+/// `basalt dataset`.
+#[derive(Debug, Subcommand)]
+pub enum DatasetCommand {
+    /// Show the steps that make what is there what is declared; changes nothing.
+    Plan(DatasetSource),
+    /// Show those steps, then do them. Nothing is destroyed; what interrupts or takes something over wants --yes.
+    Apply {
+        #[command(flatten)]
+        source: DatasetSource,
+        /// Also do the steps that have a risk.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// List the node's datasets with what they use.
+    List(DatasetSource),
+    /// Say how what is there differs from what is declared, and why that matters; exit code 1 where it does.
+    Drift(DatasetSource),
+}
+
+/// Which datasets are meant.
+#[derive(Debug, Args)]
+pub struct DatasetSource {
+    /// The node's dataset, where it isn't mounted and so the node's folder is empty.
+    #[arg(long, value_name = "DATASET")]
+    pub zfs: Option<String>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

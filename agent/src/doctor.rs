@@ -7,6 +7,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use basalt_blockstore::Durability;
 use basalt_node::{
     layout::NodeFile,
     lock::OwnerLock,
@@ -26,6 +27,7 @@ use crate::{
     access,
     cli::{ConfigSource, Doctor},
     config::Loaded,
+    dataset,
     exit::{Exit, Failure, Outcome},
     progress::bytes,
     say::say,
@@ -110,6 +112,7 @@ pub async fn doctor(node: &Path, options: &Doctor) -> Outcome {
             let sockets = loaded.as_ref().map(|loaded| loaded.node.sockets.clone()).unwrap_or_default();
             owner(&mut findings, node, loaded.as_ref(), &Paths::to_connect(node, &file.node_id, &sockets)).await;
             created(&mut findings, file.created_unix_ms);
+            datasets(&mut findings, node, &file, loaded.as_ref()).await;
         }
         Err(err) => findings.problem("node", err.to_string(), "name another --node, or make one with `basalt init`"),
     }
@@ -323,6 +326,64 @@ fn created(findings: &mut Findings, created_unix_ms: u64) {
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
     if now_ms + 60_000 < created_unix_ms {
         findings.problem("clock", "the clock stands before the time when this node was made", "set the clock; run NTP");
+    }
+}
+
+/// The ZFS datasets of the node: what may not be done on them, and what on them hurts.
+async fn datasets(findings: &mut Findings, node: &Path, file: &NodeFile, loaded: Option<&Loaded>) {
+    let folders: Vec<PathBuf> = file
+        .shards
+        .iter()
+        .map(|shard| node.join(&shard.path))
+        .chain([node.join("keyspace"), node.to_path_buf()])
+        .collect();
+    let (node, id) = (node.to_path_buf(), file.node_id.clone());
+    // It runs commands, which may have to wait for a disk.
+    let looked = tokio::task::spawn_blocking(move || dataset::examine(&node, id.as_str(), &folders)).await;
+    let examined = match looked {
+        Ok(Ok(Some(examined))) => examined,
+        Ok(Ok(None)) => return,
+        Ok(Err(failure)) => {
+            findings.warning("datasets", failure.message, "`zfs list` should answer, for this user too");
+            return;
+        }
+        Err(err) => {
+            findings.problem("datasets", format!("looking at them panicked: {err}"), "please report it");
+            return;
+        }
+    };
+    let promises = loaded.is_some_and(|loaded| loaded.node.datastore.durability != Durability::Relaxed);
+    for name in &examined.unsynced {
+        let what = format!("{name} has sync=disabled: what was flushed is lost at a power cut");
+        let remedy = format!("zfs set sync=standard {name}");
+        match promises {
+            true => findings.problem("sync", format!("{what}; the node does not open with its durability"), remedy),
+            false => findings.warning("sync", what, remedy),
+        }
+    }
+    for name in &examined.deduplicated {
+        findings.warning(
+            "dedup",
+            format!("{name} has dedup on: a table in memory and random reads for each write, and Basalt stores a block once already"),
+            format!("zfs set dedup=off {name}; what is in the table stays there until it is rewritten"),
+        );
+    }
+    for (name, user, missing) in &examined.missing {
+        findings.warning(
+            "grants",
+            format!("{user} may not do all that an agent does on {name}: {} are missing", missing.join(", ")),
+            format!("as root: {}", basalt_zfs::grant_command(name, user, missing)),
+        );
+    }
+    for (what, remedy) in &examined.differences {
+        findings.warning("datasets", what, remedy);
+    }
+    if examined.differences.is_empty()
+        && examined.missing.is_empty()
+        && examined.deduplicated.is_empty()
+        && examined.unsynced.is_empty()
+    {
+        findings.good("datasets", format!("{} are as declared", examined.count));
     }
 }
 

@@ -79,6 +79,16 @@ impl From<basalt_blockstore::Error> for Failure {
     }
 }
 
+impl From<basalt_zfs::Error> for Failure {
+    fn from(err: basalt_zfs::Error) -> Failure {
+        let exit = match err.class() {
+            basalt_zfs::Class::NotFound => Exit::Absent,
+            _ => Exit::Failure,
+        };
+        Failure { exit, message: err.to_string() }
+    }
+}
+
 impl From<basalt_node::ConfigError> for Failure {
     fn from(err: basalt_node::ConfigError) -> Failure {
         Failure::usage(format!("the config is wrong:\n{err}"))

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::{
     cli::{Durability, Init},
-    config,
+    config, dataset,
     exit::{Failure, Outcome},
     say::say,
     status::promise,
@@ -31,15 +31,23 @@ pub fn init(node: &Path, options: &Init) -> Outcome {
         Durability::Ordered => Class::Ordered,
         Durability::Relaxed => Class::Relaxed,
     };
+    let node_id = match &options.zfs {
+        Some(dataset) => match dataset::init(node, dataset, options)? {
+            Some(id) => Some(id),
+            // Only the plan was wanted.
+            None => return Ok(()),
+        },
+        None => options.node_id.as_deref().map(str::parse).transpose()?,
+    };
     let file = layout::init(
         node,
         &InitOptions {
-            node_id: options.node_id.as_deref().map(str::parse).transpose()?,
+            node_id,
             shard_paths: options.paths.clone(),
             shards: options.shards.unwrap_or(1) as usize,
             durability,
             state: if options.migrating { State::Migrating } else { State::Ready },
-            own_mounts: false,
+            own_mounts: options.zfs.is_some(),
         },
     )?;
     // Opened once: what makes the stores happens here, where somebody reads the error, and a node can be looked at before it was served.

@@ -1,8 +1,8 @@
 //! The daemon and command line `basalt`: hosts a node, and is what an operator talks to it with.
 //!
 //! Top to bottom: [`cli`] says what can be said; [`agent`] serves a node; [`access`] reaches a node, whoever serves it; [`status`],
-//! [`verify`], [`scrub`], [`import`], [`export`], [`doctor`], [`snapshot`] are the commands; [`car`], [`flatfs`], [`cid`] and [`dag`] are the formats
-//! they read and write.
+//! [`verify`], [`scrub`], [`import`], [`export`], [`doctor`], [`dataset`], [`snapshot`] are the commands; [`car`], [`flatfs`], [`cid`] and [`dag`] are
+//! the formats they read and write.
 
 mod access;
 mod agent;
@@ -11,6 +11,7 @@ mod cid;
 mod cli;
 mod config;
 mod dag;
+mod dataset;
 mod doctor;
 mod exit;
 mod export;
@@ -60,6 +61,7 @@ fn run(cli: &Cli) -> Outcome {
             Some(folder) => init::init(folder, options),
             None => init::init(&cli.node()?, options),
         },
+        Command::Dataset(command) => dataset::dataset(cli, command),
         Command::Config(ConfigCommand::Reference) => {
             say::out(format_args!("{}", config::reference()));
             Ok(())
@@ -85,7 +87,7 @@ fn run(cli: &Cli) -> Outcome {
                     Command::Reclaim { json } => verify::reclaim(&node, *json).await,
                     Command::Snapshot(command) => snapshot::snapshot(&node, command).await,
                     Command::Mark { mark } => mark::mark(&node, *mark).await,
-                    Command::Init(_) | Command::Config(_) => Ok(()),
+                    Command::Init(_) | Command::Config(_) | Command::Dataset(_) => Ok(()),
                 }
             });
             // Not for ever: a call may be out to a disk that does not answer.

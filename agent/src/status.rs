@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     access::Access,
     cli::Status,
+    dataset,
     exit::Outcome,
     progress::{bytes, duration},
     say::{self, say},
@@ -23,10 +24,20 @@ pub async fn status(node: &Path, options: &Status) -> Outcome {
     let outcome = access.status().await;
     access.close().await?;
     let status = outcome?;
+    let folder = node.to_path_buf();
+    // It runs commands, which may have to wait for a disk.
+    let datasets = tokio::task::spawn_blocking(move || dataset::glance(&folder)).await.ok().flatten();
     if options.json {
-        say!("{}", object(&status, served));
+        let mut object = object(&status, served);
+        if let Some((_, datasets)) = datasets {
+            object["datasets"] = datasets;
+        }
+        say!("{object}");
     } else {
         say::out(format_args!("{}", page(&status, served)));
+        if let Some((table, _)) = datasets {
+            say!("\nDATASETS\n{table}");
+        }
     }
     Ok(())
 }

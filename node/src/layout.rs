@@ -394,8 +394,8 @@ fn refuse_foreign(node: &Path, own_mounts: bool) -> Result<()> {
     }
     // Lock files may be there before there is a node: a starter or another init took them.
     let ours = [lock::OWNER_FILE, lock::STARTING_FILE, "lost+found", ".zfs", PARTIAL_NEW];
-    // Mounted there before, each looked into by itself.
-    let mounts = ["shards", KEYSPACE];
+    // Mounted there before, each looked into by itself, and the declaration of them.
+    let mounts = ["shards", KEYSPACE, "datasets.toml"];
     let is_ours = |name: &str| ours.contains(&name) || (own_mounts && mounts.contains(&name));
     match names.iter().find(|name| !is_ours(name)) {
         Some(name) => Err(Error::new(
