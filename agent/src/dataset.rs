@@ -69,7 +69,7 @@ pub fn dataset(cli: &Cli, command: &DatasetCommand) -> Outcome {
         DatasetCommand::Drift(source) => {
             let layout = layout(cli, source, &zfs, None)?;
             let plan = plan(&layout, &look(&zfs, &layout)?);
-            show(&layout, &plan, source.json, "differ from what is declared");
+            show(&layout, &plan, source.json, "away from what is declared");
             match plan.steps.len() + plan.obstacles.len() {
                 0 => Ok(()),
                 n => Err(Failure {
@@ -140,7 +140,7 @@ fn show(layout: &Layout, plan: &Plan, as_json: bool, what: &str) {
         return;
     }
     match plan.steps.len() {
-        0 => say!("{}: nothing {what}", layout.parent()),
+        0 => say!("{}: as declared", layout.parent()),
         1 => say!("{}: 1 step {what}", layout.parent()),
         n => say!("{}: {n} steps {what}", layout.parent()),
     }

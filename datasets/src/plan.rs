@@ -522,9 +522,11 @@ fn notes(plan: &mut Plan, layout: &Layout, facts: &Facts) {
             );
         }
         let above = from_above(layout, member);
-        let undeclared = found.properties.iter().filter(|(key, (_, source))| {
+        let undeclared = found.properties.iter().filter(|(key, (value, source))| {
+            // A quota that was taken away is none, and stays "set".
+            let is_none = !property::inherits(key.as_str()) && value == "0";
             let is_compared = member.properties.contains_key(*key) || above.contains_key(*key);
-            *source == Source::Local && !is_compared && property::is_declarable(key.as_str())
+            *source == Source::Local && !is_compared && !is_none && property::is_declarable(key.as_str())
         });
         for (key, (value, _)) in undeclared {
             plan.note(

@@ -112,7 +112,9 @@ pub(crate) fn inherits(name: &str) -> bool {
 /// Whether two values of a property are the same to ZFS: sizes are compared as numbers.
 pub(crate) fn same(name: &str, one: &str, other: &str) -> bool {
     let sized = DECLARABLE.iter().any(|(known, takes)| *known == name && !matches!(takes, Takes::Words(_)));
-    one == other || (sized && size(one).is_some_and(|bytes| size(other) == Some(bytes)))
+    // OpenZFS 2.3 calls `sa` `on` when it is asked, and before that `on` was `dir`, which nobody sets.
+    let alike = |word: &str| if name == "xattr" && word == "on" { "sa".to_owned() } else { word.to_owned() };
+    alike(one) == alike(other) || (sized && size(one).is_some_and(|bytes| size(other) == Some(bytes)))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ dd if=/dev/urandom of=/tmp/random bs=1M count=$mib status=none
 
 fresh() { # ZPOOL CREATE OPTIONS...
   zpool destroy tank 2>/dev/null || true
-  zpool create -f -o ashift=12 -O atime=off -O xattr=sa -O compression=lz4 -O mountpoint=/tank "$@" tank /dev/${disk}1
+  zpool create -f -o ashift=12 -O atime=off -O xattr=sa -O mountpoint=/tank "$@" tank /dev/${disk}1
 }
 settled() { zpool sync tank; sleep 1; zpool sync tank; }
 # Bytes read and written at the disk so far.
@@ -21,7 +21,7 @@ ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a / b }'; }
 
 echo "## Reading 256 KiB at random places, with nothing in memory: bytes read at the disk for a byte asked for"
 for record in 128K 256K 1M; do
-  fresh -O recordsize=$record -O primarycache=all
+  fresh -O compression=lz4 -O recordsize=$record
   cp /tmp/random /tank/log; settled; forget
   blocks=$((mib * 4))
   read -r before _ < <(counted)
@@ -37,7 +37,7 @@ done
 
 echo "## Appending blocks of 256 KiB and 14 bytes, each with an fdatasync: bytes written at the disk for a byte of payload"
 for record in 128K 256K 1M; do
-  fresh -O recordsize=$record
+  fresh -O compression=lz4 -O recordsize=$record
   settled
   read -r _ before < <(counted)
   for ((i = 0; i < 128; i++)); do
@@ -54,13 +54,13 @@ for compression in off lz4 zstd-3; do
   for file in random text; do
     fresh -O recordsize=256K -O compression=$compression
     head -c 32M /tmp/$file >/tank/log; settled
-    echo "compression=$compression, $file: $(ratio "$(zfs get -Hpo value referenced tank)" $((32 << 20)))"
+    echo "compression=$compression, $file: $(ratio "$(zfs get -Hpo value referenced tank)" "$(stat -c %s /tank/log)")"
   done
 done
 
 echo "## Deduplication, all blocks unlike, as under Basalt: $mib MiB in records of 256K, then 64 MiB in records of 4K for the size of the table"
 for dedup in off on; do
-  fresh -O recordsize=256K -O dedup=$dedup
+  fresh -O compression=lz4 -O recordsize=256K -O dedup=$dedup
   settled
   read -r read_before before < <(counted)
   for ((i = 0; i < mib; i++)); do dd if=/tmp/random of=/tank/log bs=1M skip=$i seek=$i count=1 conv=notrunc,fdatasync status=none; done
@@ -69,7 +69,7 @@ for dedup in off on; do
   echo "dedup=$dedup, recordsize=256K: written $(ratio $((after - before)) $((mib << 20))), read $((read_after - read_before)) bytes"
 done
 zpool status -D tank | grep -A3 -i 'dedup\|DDT' || true
-fresh -O recordsize=4K -O dedup=on
+fresh -O compression=lz4 -O recordsize=4K -O dedup=on
 head -c 64M /tmp/random >/tank/log; settled
 zpool status -D tank | grep -i 'DDT entries' || true
 forget
@@ -77,7 +77,7 @@ read -r before _ < <(counted)
 rm /tank/log; settled
 read -r after _ < <(counted)
 echo "removing 64 MiB in records of 4K with nothing in memory read $((after - before)) bytes with dedup"
-fresh -O recordsize=4K
+fresh -O compression=lz4 -O recordsize=4K
 head -c 64M /tmp/random >/tank/log; settled; forget
 read -r before _ < <(counted)
 rm /tank/log; settled
