@@ -433,7 +433,7 @@ const OPERATIONS: &[Operation] = &[
 pub fn examine(node: &Path, node_id: &str, folders: &[PathBuf]) -> Outcome<Option<Examined>> {
     let layout = Layout::read(node, node_id).map_err(|err| Failure::new(err.to_string()))?;
     let mut names: Vec<Dataset> =
-        folders.iter().filter_map(|folder| basalt_node::dataset_under(folder)?.parse().ok()).collect();
+        folders.iter().filter_map(|folder| basalt_node::dataset_under(folder)?.0.parse().ok()).collect();
     names.extend(layout.iter().flat_map(|layout| layout.members().iter().map(|member| member.dataset.clone())));
     names.sort();
     names.dedup();

@@ -73,13 +73,6 @@ pub(crate) fn under<'a>(dirs: impl IntoIterator<Item = &'a Path>) -> Arc<dyn Gro
     Arc::new(ZfsGround { shared, hole_bytes })
 }
 
-/// The name of the ZFS dataset that a folder is on; `None` where it is on another file system.
-pub fn dataset_under(dir: &Path) -> Option<String> {
-    statfs(dir).ok().filter(|stat| stat.filesystem_type() == ZFS_MAGIC)?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    dataset_of(dir, &mounts).map(|dataset| dataset.name)
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Dataset {
     name: String,
