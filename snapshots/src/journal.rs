@@ -49,6 +49,8 @@ pub enum Intent {
         set: SetName,
         /// Its snapshots' names.
         snapshots: Vec<String>,
+        /// Whether they are all of one pool: then they are good once they are there. Else only the take itself knows whether deletes were held to its end.
+        is_one_pool: bool,
     },
     /// A hold is set on all snapshots of a set: it is finished.
     Hold {
@@ -256,7 +258,7 @@ mod tests {
         let set = SetName::new(1_795_287_730, 1).unwrap();
         let record = Record {
             format: FORMAT,
-            intent: Some(Intent::Take { set, snapshots: vec!["t@a".into()] }),
+            intent: Some(Intent::Take { set, snapshots: vec!["t@a".into()], is_one_pool: true }),
             ..Record::default()
         };
         journal.save(&record).unwrap();

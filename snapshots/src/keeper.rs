@@ -81,7 +81,7 @@ impl Keeper {
     /// Finishes or undoes one intent; the journal has none afterwards.
     pub(crate) fn settle(&mut self, intent: Intent) -> Result<String> {
         match intent {
-            Intent::Take { set, snapshots } => self.settle_take(&set, &snapshots),
+            Intent::Take { set, snapshots, is_one_pool } => self.settle_take(&set, &snapshots, is_one_pool),
             Intent::Hold { hold, snapshots } => self.finish_hold(hold, &snapshots),
             Intent::Release { hold, snapshots } => self.finish_release(hold, &snapshots),
             Intent::Prune { snapshots } => self.settle_prune(&snapshots),

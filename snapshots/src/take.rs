@@ -37,8 +37,12 @@ impl Keeper {
         let name = SetName::new(now_unix_s, self.datasets.len())?;
         let snapshots = self.datasets.iter().map(|dataset| name.of(dataset)).collect::<Result<Vec<_>>>()?;
         let properties = vec![("basalt:set-of".parse()?, self.record.node.clone())];
-        self.begin(Intent::Take { set: name.clone(), snapshots: snapshots.iter().map(Snapshot::to_string).collect() })?;
         let pools = by_pool(snapshots.iter().cloned(), |snapshot| snapshot.dataset().pool());
+        self.begin(Intent::Take {
+            set: name.clone(),
+            snapshots: snapshots.iter().map(Snapshot::to_string).collect(),
+            is_one_pool: pools.len() == 1,
+        })?;
         let began = std::time::Instant::now();
         let take = || -> Result<Option<u64>> {
             let mut hold = if pools.len() > 1 { node.hold()? } else { None };
@@ -62,8 +66,8 @@ impl Keeper {
         }
     }
 
-    /// A take that did not end: all its snapshots are there, and it has; or they go, and it hasn't.
-    pub(crate) fn settle_take(&mut self, set: &SetName, snapshots: &[String]) -> Result<String> {
+    /// A take that did not end: of one pool, all its snapshots are there, and it has. Else they go, and it hasn't.
+    pub(crate) fn settle_take(&mut self, set: &SetName, snapshots: &[String], is_one_pool: bool) -> Result<String> {
         let snapshots = parsed(snapshots)?;
         let mut there = Vec::new();
         for snapshot in &snapshots {
@@ -75,7 +79,7 @@ impl Keeper {
                 there.push(snapshot.clone());
             }
         }
-        if there.len() == snapshots.len() {
+        if is_one_pool && there.len() == snapshots.len() {
             self.write(|record| record.intent = None)?;
             return Ok(format!("{set} was taken whole"));
         }

@@ -194,6 +194,24 @@ fn a_killed_take_leaves_a_whole_set_or_none() {
 }
 
 #[test]
+fn a_killed_take_in_one_pool_leaves_a_whole_set_or_none() {
+    let one_pool = || {
+        let world = World::new();
+        World { datasets: world.datasets[..3].to_vec(), ..world }
+    };
+    killed_everywhere(
+        one_pool,
+        |world, mut keeper| keeper.take(NOW, &Served(world.holds.clone())),
+        |_, keeper, said, ended| {
+            let sets = keeper.sets().unwrap();
+            assert!(sets.iter().all(SnapshotSet::is_whole) && sets.len() <= 1, "{sets:?}");
+            let is_said = said.iter().any(|line| line.contains("was taken whole"));
+            assert_eq!(sets.len() == 1, ended || is_said, "{said:?}");
+        },
+    );
+}
+
+#[test]
 fn a_set_over_two_pools_is_taken_while_deletes_are_held_and_in_one_pool_without() {
     let world = World::new();
     let taken = world.keeper().take(NOW, &Served(world.holds.clone())).unwrap();

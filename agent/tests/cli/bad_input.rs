@@ -183,3 +183,13 @@ fn what_a_command_prints_it_prints_as_json_too() {
     assert_eq!((read(&wrong)["right"].as_bool(), wrong.err.as_str()), (Some(false), ""));
     assert!(read(&wrong)["mistakes"][0].as_str().unwrap().contains("basalt.toml:2: "), "{wrong:?}");
 }
+
+#[test]
+fn a_snapshot_of_a_node_that_is_not_on_zfs_says_how_to_make_one_that_is() {
+    let sandbox = Sandbox::with_node();
+    for command in [&["take"][..], &["list"], &["prune"], &["diff", "latest"], &["restore", "latest", "--yes"]] {
+        let command: Vec<&str> = ["snapshot"].iter().chain(command).copied().collect();
+        sandbox.basalt(&command).fails(1, &["is not on ZFS", "basalt init --zfs"]);
+    }
+    sandbox.basalt(&["snapshot", "take", "--dataset", "-r"]).fails(2, &["--dataset", "-r"]);
+}
