@@ -191,5 +191,5 @@ fn a_snapshot_of_a_node_that_is_not_on_zfs_says_how_to_make_one_that_is() {
         let command: Vec<&str> = ["snapshot"].iter().chain(command).copied().collect();
         sandbox.basalt(&command).fails(1, &["is not on ZFS", "basalt init --zfs"]);
     }
-    sandbox.basalt(&["snapshot", "take", "--dataset", "-r"]).fails(2, &["--dataset", "-r"]);
+    sandbox.basalt(&["snapshot", "take", "--dataset", "a b@c"]).fails(2, &["--dataset", "a b@c"]);
 }
