@@ -474,7 +474,8 @@ pub fn examine(node: &Path, node_id: &str, folders: &[PathBuf]) -> Outcome<Optio
                     true => layout.members().iter().flat_map(declared).collect(),
                     false => declared(member),
                 };
-                settable.extend(NODE_PROPERTY.parse().ok());
+                // The node lifts its reserve, and puts it back.
+                settable.extend(["refreservation", NODE_PROPERTY].iter().filter_map(|name| name.parse().ok()));
                 let missing =
                     zfs.delegation(&member.dataset)?.missing(&member.dataset, &user, &groups, OPERATIONS, &settable);
                 if !missing.is_empty() {

@@ -29,6 +29,8 @@ pub enum Role {
     Keyspace,
     /// Kubo's repo folder: its config and keystore.
     Repo,
+    /// Keeps space back for deletes by its reservation, which the node lifts when a quota or the pool is full. Never mounted, holds no data.
+    Reserve,
 }
 
 impl Role {
@@ -39,6 +41,7 @@ impl Role {
             Role::Shards | Role::Shard(_) => "shards",
             Role::Keyspace => "keyspace",
             Role::Repo => "repo",
+            Role::Reserve => "reserve",
         }
     }
 }
@@ -133,7 +136,8 @@ impl Declaration {
         let body = toml::to_string(self).map_err(|e| LayoutError(e.to_string()))?;
         Ok(format!(
             "# The ZFS datasets of this node. `basalt dataset drift` says how what is there differs, `basalt dataset apply` makes it so.\n\
-             # Properties may be set over the defaults, by [properties.node], [properties.shards], [properties.keyspace], [properties.repo].\n\n{body}"
+             # Properties may be set over the defaults, by [properties.node], [properties.shards], [properties.keyspace], [properties.repo];\n\
+             # [properties.reserve] \"basalt:reserve\" is how much is kept back for deletes.\n\n{body}"
         ))
     }
 }
@@ -179,7 +183,13 @@ const DEFAULTS: &[(&str, &[(&str, &str)])] = &[
     ("shards", &[("recordsize", "262144")]),
     ("keyspace", &[("recordsize", "131072")]),
     ("repo", &[("recordsize", "131072")]),
+    ("reserve", &[(RESERVE_PROPERTY, RESERVE_BYTES)]),
 ];
+
+/// The user property that says how much the reserve keeps back while there is room, in bytes; the node reads it.
+pub const RESERVE_PROPERTY: &str = "basalt:reserve";
+/// Twice what a node wants free for tombstones, a flush of the index and a compaction by default.
+const RESERVE_BYTES: &str = "134217728";
 
 impl Layout {
     /// Checks a declaration of the node with this id in this folder (absolute).
@@ -251,6 +261,12 @@ impl Layout {
             dataset: keyspace,
             mountpoint: Some(node.join("keyspace")),
             properties: of(Role::Keyspace),
+        });
+        members.push(Member {
+            role: Role::Reserve,
+            dataset: parent.child("reserve").map_err(|e| LayoutError(e.to_string()))?,
+            mountpoint: None,
+            properties: of(Role::Reserve),
         });
         if let Some(repo) = &declared.repo {
             if !repo.mountpoint.is_absolute() {
@@ -374,7 +390,7 @@ fn properties_of(
     for (section, values) in &declared.properties {
         let Some(into) = all.get_mut(section.as_str()) else {
             return Err(wrong(format!(
-                "[properties.{section}]: there is no such section; there are node, shards, keyspace, repo"
+                "[properties.{section}]: there is no such section; there are node, shards, keyspace, repo, reserve"
             )));
         };
         for (name, value) in values {
@@ -427,6 +443,7 @@ mod tests {
                 "shard 00: tank/basalt/shards/00 /srv/basalt/shards/00",
                 "shard 01: tank/basalt/shards/01 /srv/basalt/shards/01",
                 "keyspace: tank/basalt/keyspace /srv/basalt/keyspace",
+                "reserve: tank/basalt/reserve -",
                 "repo: tank/basalt/repo /home/ipfs/.ipfs",
             ]
         );
@@ -463,7 +480,7 @@ mod tests {
         assert!(with(&|d| d.keyspace = "tank/ba@salt".into()).contains("keyspace"));
         assert!(
             with(&|d| d.properties = [("shard".into(), BTreeMap::new())].into())
-                .contains("node, shards, keyspace, repo")
+                .contains("node, shards, keyspace, repo, reserve")
         );
         assert!(
             with(&|d| d.encryption = Some(Encryption { keyformat: "raw".into(), keylocation: "prompt".into() }))

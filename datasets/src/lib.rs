@@ -20,5 +20,7 @@ mod property;
 
 pub use apply::{Hands, Helper, Own, Root, Stopped, apply, unfinished};
 pub use facts::{Facts, Folder, Found, look};
-pub use layout::{Declaration, Encryption, FILE_NAME, Layout, LayoutError, Member, Repo, Role, SHARDS_MAX};
+pub use layout::{
+    Declaration, Encryption, FILE_NAME, Layout, LayoutError, Member, RESERVE_PROPERTY, Repo, Role, SHARDS_MAX,
+};
 pub use plan::{APPLYING_PROPERTY, NODE_PROPERTY, Note, Obstacle, Plan, Planned, ROLE_PROPERTY, Step, plan};

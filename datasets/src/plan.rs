@@ -12,6 +12,7 @@ use basalt_zfs::{Dataset, Kind, PropertyName, Source};
 use crate::{
     Layout, Member, Role,
     facts::{Facts, Folder, Found},
+    layout::RESERVE_PROPERTY,
     property,
 };
 
@@ -526,7 +527,11 @@ fn notes(plan: &mut Plan, layout: &Layout, facts: &Facts) {
             // A quota that was taken away is none, and stays "set".
             let is_none = !property::inherits(key.as_str()) && value == "0";
             let is_compared = member.properties.contains_key(*key) || above.contains_key(*key);
-            *source == Source::Local && !is_compared && !is_none && property::is_declarable(key.as_str())
+            *source == Source::Local
+                && !is_compared
+                && !is_none
+                && member.role != Role::Reserve
+                && property::is_declarable(key.as_str())
         });
         for (key, (value, _)) in undeclared {
             plan.note(

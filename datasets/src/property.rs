@@ -15,6 +15,7 @@ const CACHE: Takes = Takes::Words(&["all", "none", "metadata"]);
 
 const DECLARABLE: &[(&str, Takes)] = &[
     ("atime", Takes::Words(&["on", "off"])),
+    (crate::layout::RESERVE_PROPERTY, Takes::Space),
     // Not off: a scrub finds nothing without it, and a mirror heals nothing.
     ("checksum", Takes::Words(&["on", "fletcher4", "sha256", "sha512", "skein", "edonr", "blake3"])),
     (

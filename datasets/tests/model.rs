@@ -90,7 +90,7 @@ fn a_fresh_pool_becomes_what_is_declared_and_then_nothing_is_left_to_do() {
     assert_eq!(shown[1], "create tank/basalt/shards basalt:role=shards canmount=off recordsize=262144");
     assert_eq!(shown[2], "create tank/basalt/shards/00 basalt:role=shard-00");
     assert_eq!(
-        shown[6..],
+        shown[7..],
         [
             "mount tank/basalt at /nonexistent/basalt",
             "mount tank/basalt/repo at /nonexistent/kubo",
@@ -220,9 +220,9 @@ fn another_node_s_datasets_are_left_alone() {
     let other = Layout::new(&declaration(), Path::new("/nonexistent/other"), "4567").unwrap();
     let before = state(&model);
     let plan = planned(&model, &other);
-    assert!(plan.steps.is_empty() && plan.obstacles.len() == 6, "{plan:?}");
+    assert!(plan.steps.is_empty() && plan.obstacles.len() == 7, "{plan:?}");
     assert!(plan.obstacles[0].what.contains("belongs to node 0123"));
-    let Err(Stopped::Obstacles(6)) = run(&model, &other, &plan, true) else { panic!("it was taken") };
+    let Err(Stopped::Obstacles(7)) = run(&model, &other, &plan, true) else { panic!("it was taken") };
     assert_eq!(state(&model), before);
 }
 
@@ -313,6 +313,7 @@ const NAMES: &[&str] = &[
     "tank/basalt/shards/01",
     "tank/basalt/keyspace",
     "tank/basalt/repo",
+    "tank/basalt/reserve",
     "tank/basalt/other",
     "tank/basalt/shards/02",
 ];

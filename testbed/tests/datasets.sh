@@ -65,7 +65,8 @@ c 'a plan is shown, and nothing is made' '
   ! zfs list tank/basalt'
 c 'init makes datasets, mounts them and a node on them' '
   b init --zfs tank/basalt --shards 2 --durability strict --property shards.compression=zstd
-  [ $(zfs list -Hro name tank/basalt | wc -l) = 5 ]
+  [ $(zfs list -Hro name tank/basalt | wc -l) = 6 ]
+  [ $(value refreservation tank/basalt/reserve) = 134217728 ]
   [ $(value recordsize tank/basalt/shards/01) = 262144 ] && [ $(value compression tank/basalt/shards/00) = zstd ]
   [ $(value mounted tank/basalt/shards) = no ]
   mountpoint /srv/basalt/shards/00 && mountpoint /srv/basalt/keyspace
@@ -146,6 +147,34 @@ c 'an encrypted node gets its key when it is mounted' '
   "$bin/basalt" --node /srv/secret dataset apply --zfs tank/secret
   "$bin/basalt" --node /srv/secret status
   zfs unmount tank/secret; zfs destroy -r tank/secret'
+c 'the life of a repo on datasets: Kubo adds, status counts, all is there after export and import, and not without sync' '
+  export IPFS_PATH=/srv/ipfs BASALT_BIN=$bin/basalt BASALT_AGENT_IDLE_EXIT_MS=1000
+  life() { "$bin/basalt" --node /srv/ipfs/basalt "$@"; }
+  idle() { until_true 60 bash -c "! pgrep -f \"^$bin/basalt agent\""; }
+  life init --zfs tank/life --repo /srv/ipfs --durability ordered
+  mountpoint /srv/ipfs && mountpoint /srv/ipfs/basalt
+  "$bin/ipfs" init --profile=test,basalt
+  head -c 6000000 /dev/urandom >/tmp/file; seq 400000 >>/tmp/file
+  cid=$("$bin/ipfs" add -Q /tmp/file)
+  "$bin/ipfs" pin ls --type=recursive | grep -q "$cid"
+  idle
+  life status --json >/tmp/out
+  grep -q "\"dataset\":\"tank/life/repo\"" /tmp/out
+  zpool sync tank
+  [ $(value used tank/life/shards/00) -gt 6000000 ]
+  life status | tee /tmp/out; life dataset drift
+  zpool export tank; zpool import -N -d /tmp tank
+  fails "no repo\|not mounted\|initialize" "$bin/ipfs" cat "$cid"
+  life dataset apply --zfs tank/life
+  "$bin/ipfs" cat "$cid" | cmp - /tmp/file
+  idle
+  zfs inherit sync tank/life; zfs set sync=disabled tank
+  fails "sync" "$bin/ipfs" cat "$cid"
+  life dataset apply
+  "$bin/ipfs" cat "$cid" | cmp - /tmp/file
+  idle
+  zfs inherit sync tank
+  b dataset apply --zfs tank/basalt'
 c 'a user who is not root is told which grants are missing, and the command that gives them' '
   id tester >/dev/null 2>&1 || useradd -m tester
   chmod 666 /dev/zfs; chmod 755 /srv

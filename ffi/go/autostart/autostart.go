@@ -249,6 +249,41 @@ func tail(path string, begin int64) string {
 	return "\n" + string(text)
 }
 
+// Fresh says which node is in a folder and of which durability, where an operator has made one for a repo to come; id is empty where there is
+// none. A node that holds something already is another repo's, and an error.
+func Fresh(ctx context.Context, node string) (id, durability string, err error) {
+	if id, err = NodeID(node); errors.Is(err, os.ErrNotExist) {
+		return "", "", nil
+	} else if err != nil {
+		return "", "", err
+	}
+	bin, err := Binary()
+	if err != nil {
+		return "", "", err
+	}
+	cmd := exec.CommandContext(ctx, bin, "--node", node, "status", "--json")
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		return "", "", fmt.Errorf("basalt: %s is a node, and `%s` failed: %w\n%s", node, strings.Join(cmd.Args, " "), err, bytes.TrimSpace(said.Bytes()))
+	}
+	var status struct {
+		Durability string `json:"durability"`
+		Blocks     uint64 `json:"blocks"`
+		Keyspace   struct {
+			Keys uint64 `json:"keys"`
+		} `json:"keyspace"`
+	}
+	if err := json.Unmarshal(out.Bytes(), &status); err != nil {
+		return "", "", fmt.Errorf("basalt: the status of node %s: %w", node, err)
+	}
+	if status.Blocks+status.Keyspace.Keys > 0 {
+		return "", "", fmt.Errorf("basalt: %s is node %s and holds %d blocks and %d other keys: a new repo takes only an empty node. Restore the config "+
+			"and datastore_spec of the repo that it belongs to, or name another repo folder", node, id, status.Blocks, status.Keyspace.Keys)
+	}
+	return id, status.Durability, nil
+}
+
 // Init makes the folder of a new node with `basalt init`, with the id that the repo's config already names; flags are further ones of
 // that command.
 func Init(ctx context.Context, node, id, durability string, flags ...string) error {

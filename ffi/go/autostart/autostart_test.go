@@ -168,6 +168,30 @@ func TestAnOperatorsAgentTakesOverAndItsClientsGoOn(t *testing.T) {
 	n.Stop()
 }
 
+func TestOnlyAnEmptyNodeIsTakenForANewRepo(t *testing.T) {
+	ctx := context.Background()
+	if id, _, err := autostart.Fresh(ctx, filepath.Join(agenttest.Temp(t), "none")); id != "" || err != nil {
+		t.Fatalf("where there is none: %q, %v", id, err)
+	}
+	n := agenttest.Init(t, agenttest.Temp(t), "--durability", "ordered")
+	if id, durability, err := autostart.Fresh(ctx, n.Path); id != n.ID || durability != "ordered" || err != nil {
+		t.Fatalf("an empty node: %q, %q, %v", id, durability, err)
+	}
+	d, err := datastore.Open(ctx, starting(n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Put(ctx, ds.NewKey("/pins/x"), []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if id, _, err := autostart.Fresh(ctx, n.Path); err == nil || !strings.Contains(err.Error(), "holds 0 blocks and 1 other keys") {
+		t.Fatalf("a node with a pin: %q, %v", id, err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestAnAgentThatCannotStartSaysWhyAtOnce(t *testing.T) {
 	t.Parallel()
 	n := agenttest.Init(t, agenttest.Temp(t))

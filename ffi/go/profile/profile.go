@@ -16,6 +16,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/ipfs/kubo/config"
@@ -32,6 +33,10 @@ const Folder = "basalt"
 
 // Ready is asked before a repo is made: an error here (no program `basalt`, say) leaves no half-made repo behind. May be nil.
 var Ready func() error
+
+// Existing says which node an operator has made in a folder for a repo to come, and of which durability; an empty id where there is none. May be
+// nil.
+var Existing func(node string) (id, durability string, err error)
 
 var making struct {
 	sync.Mutex
@@ -144,7 +149,23 @@ func apply(c *config.Config, name, durability string) error {
 	if _, err := rand.Read(id); err != nil {
 		return err
 	}
-	making.node, making.durability = hex.EncodeToString(id), durability
+	minted := hex.EncodeToString(id)
+	if Existing != nil {
+		folder := filepath.Join(making.repo, Folder)
+		found, has, err := Existing(folder)
+		if err != nil {
+			return err
+		}
+		// Where metadata lies elsewhere nothing orders it behind the blocks, so only strict will do; and relaxed never.
+		if found != "" && has != "strict" && has != durability {
+			return fmt.Errorf("profile %s: node %s in %s has durability %s, and this profile needs %s or strict: set [node] durability in %s",
+				name, found, folder, has, durability, filepath.Join(folder, "basalt.toml"))
+		}
+		if found != "" {
+			minted = found
+		}
+	}
+	making.node, making.durability = minted, durability
 	making.repo = ""
 	node := func(role string) map[string]any {
 		return map[string]any{"type": "basalt", "role": role, "node": making.node, "path": Folder}

@@ -19,6 +19,7 @@ import (
 // Main runs ipfs and ends the process.
 func Main() {
 	profile.Ready = func() error { _, err := autostart.Binary(); return err }
+	profile.Existing = func(node string) (string, string, error) { return autostart.Fresh(context.Background(), node) }
 	build := kubo.BuildEnv(func(l *loader.PluginLoader) error { return l.Load(plugin.Plugin) })
 	os.Exit(kubo.Start(func(ctx context.Context, req *cmds.Request) (cmds.Environment, error) {
 		env, err := build(ctx, req)
