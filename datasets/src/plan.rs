@@ -255,6 +255,10 @@ fn create(plan: &mut Plan, layout: &Layout, facts: &Facts, member: &Member, miss
         add("keylocation", encryption.keylocation.clone());
     }
     properties.extend(member.properties.iter().map(|(key, value)| (key.clone(), value.clone())));
+    // What it keeps back from the first moment on; later the node lifts it and puts it back, so that it is compared no more.
+    let kept =
+        member.properties.iter().find(|(key, _)| key.as_str() == RESERVE_PROPERTY).map(|(_, bytes)| bytes.clone());
+    properties.extend(name("refreservation").zip(kept));
     plan.step(
         Step::Create { dataset: member.dataset.clone(), properties },
         format!("{}: it is declared and not there", member.role),

@@ -199,6 +199,19 @@ fn drift_is_found_and_explained() {
 }
 
 #[test]
+fn space_is_kept_back_from_the_first_moment_and_a_node_that_lifts_it_has_not_drifted() {
+    let (model, layout) = (world(), layout());
+    let plan = planned(&model, &layout);
+    let made =
+        "create tank/basalt/reserve basalt:role=reserve canmount=off basalt:reserve=134217728 refreservation=134217728";
+    assert!(steps(&plan).contains(&made.to_owned()), "{:?}", steps(&plan));
+    run(&model, &layout, &plan, false).unwrap();
+    model.set(&dataset("tank/basalt/reserve"), &[(property("refreservation"), "none".into())]).unwrap();
+    let lifted = planned(&model, &layout);
+    assert!(lifted.is_done() && lifted.notes.is_empty(), "{lifted:?}");
+}
+
+#[test]
 fn what_was_there_before_is_only_taken_with_a_word() {
     let (model, layout) = (world(), layout());
     model.create(&dataset("tank/basalt"), &[(property("mountpoint"), NODE.into())]).unwrap();
