@@ -25,6 +25,7 @@ use crate::{
     logging::{self, LevelHandle},
     metrics,
     notify::Notifier,
+    pool,
 };
 
 /// How often a lock is tried again.
@@ -85,6 +86,10 @@ async fn serve(path: &Path, options: &Agent, loaded: Loaded, level: LevelHandle)
     let looked = tokio::task::spawn_blocking(move || dataset::at_start(&folder));
     if looked.await.is_err() {
         tracing::error!("looking at the node's datasets panicked");
+    }
+    // One that Kubo started serves no metrics, and ends soon.
+    if !options.exit_when_idle {
+        pool::watch(path);
     }
     let node = tokio::select! {
         node = obtain(path, &loaded, host) => node?,

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{Cli, DatasetCommand, DatasetSource, Init},
     exit::{Exit, Failure, Outcome},
+    pool,
     progress::bytes,
     say::say,
 };
@@ -353,7 +354,10 @@ pub fn glance(node: &Path) -> Option<(String, Value)> {
     let layout = Layout::read(node, file.node_id.as_str()).ok()??;
     let zfs = engine(Some(QUICK)).ok()?;
     let rows = rows(&layout, &zfs).ok()?;
-    Some((table(&rows), Value::Array(rows.iter().map(Row::object).collect())))
+    let seen = pool::look(&zfs, &pool::pools(&layout)).ok()?;
+    let mut object = pool::object(&seen);
+    object["datasets"] = Value::Array(rows.iter().map(Row::object).collect());
+    Some((format!("{}\n\n{}", table(&rows), pool::table(&seen)), object))
 }
 
 /// Before an agent opens its node: finishes an apply that was killed, and says how the datasets differ from what is declared. Never in the way of

@@ -25,6 +25,7 @@ mod logging;
 mod mark;
 mod metrics;
 mod notify;
+mod pool;
 mod progress;
 mod say;
 mod scrub;

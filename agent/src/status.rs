@@ -30,7 +30,7 @@ pub async fn status(node: &Path, options: &Status) -> Outcome {
     if options.json {
         let mut object = object(&status, served);
         if let Some((_, datasets)) = datasets {
-            object["datasets"] = datasets;
+            object["zfs"] = datasets;
         }
         say!("{object}");
     } else {
