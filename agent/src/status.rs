@@ -27,8 +27,13 @@ pub async fn status(node: &Path, options: &Status) -> Outcome {
     let folder = node.to_path_buf();
     // It runs commands, which may have to wait for a disk.
     let datasets = tokio::task::spawn_blocking(move || dataset::glance(&folder)).await.ok().flatten();
+    let folder = node.to_path_buf();
+    let snapshots = tokio::task::spawn_blocking(move || crate::snapshot::glance(&folder)).await.ok().flatten();
     if options.json {
         let mut object = object(&status, served);
+        if let Some((_, snapshots)) = &snapshots {
+            object["snapshots"] = snapshots.clone();
+        }
         if let Some((_, datasets)) = datasets {
             object["zfs"] = datasets;
         }
@@ -37,6 +42,9 @@ pub async fn status(node: &Path, options: &Status) -> Outcome {
         say::out(format_args!("{}", page(&status, served)));
         if let Some((table, _)) = datasets {
             say!("\nDATASETS\n{table}");
+        }
+        if let Some((lines, _)) = snapshots {
+            say!("\nSNAPSHOTS\n{lines}");
         }
     }
     Ok(())

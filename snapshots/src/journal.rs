@@ -8,6 +8,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::fcntl::{Flock, FlockArg};
@@ -17,6 +18,8 @@ use crate::{Edge, Error, Kind, Result, SetName};
 
 /// The newest format that this version reads, and the one that it writes.
 const FORMAT: u32 = 1;
+/// How often a lock is tried again.
+const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// The record of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,27 +169,33 @@ pub struct FileJournal {
 }
 
 impl FileJournal {
-    /// Opens the record of a node in a folder, which is made where it isn't there, and takes its lock. [`Kind::Refused`] while another process has it.
-    pub fn open(dir: &Path) -> Result<FileJournal> {
+    /// Opens the record of a node in a folder, which is made where it isn't there, and takes its lock, for which it waits so long. [`Kind::Refused`] while another
+    /// process has it.
+    pub fn open(dir: &Path, patience: Duration) -> Result<FileJournal> {
         let failed = |err: io::Error| {
             Error::new(Kind::Journal, format!("open the record of snapshots in {}: {err}", dir.display()))
         };
         fs::DirBuilder::new().recursive(true).mode(0o750).create(dir).map_err(failed)?;
-        let lock = fs::OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .mode(0o640)
-            .open(dir.join("lock"))
-            .map_err(failed)?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, err)| match err {
-            nix::errno::Errno::EWOULDBLOCK => Error::refused(format!(
-                "another process is at work on this node's snapshots (it has {}): wait until it is done",
-                dir.join("lock").display()
-            )),
-            err => failed(err.into()),
-        })?;
-        Ok(FileJournal { path: dir.join("snapshots.json"), _lock: lock })
+        let path = dir.join("lock");
+        let open = || fs::OpenOptions::new().create(true).write(true).truncate(false).mode(0o640).open(&path);
+        let mut file = open().map_err(failed)?;
+        let began = Instant::now();
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(FileJournal { path: dir.join("snapshots.json"), _lock: lock }),
+                Err((again, nix::errno::Errno::EWOULDBLOCK)) if began.elapsed() < patience => {
+                    file = again;
+                    std::thread::sleep(LOCK_POLL);
+                }
+                Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                    return Err(Error::refused(format!(
+                        "another process is at work on this node's snapshots (it has {}): wait until it is done",
+                        path.display()
+                    )));
+                }
+                Err((_, err)) => return Err(failed(err.into())),
+            }
+        }
     }
 
     /// Reads the record of a node in a folder without its lock: for a look.
@@ -252,9 +261,9 @@ mod tests {
     #[test]
     fn a_record_outlives_its_process_and_has_one_owner() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = FileJournal::open(dir.path()).unwrap();
+        let mut journal = FileJournal::open(dir.path(), Duration::ZERO).unwrap();
         assert_eq!(journal.load().unwrap(), Record::default());
-        assert_eq!(FileJournal::open(dir.path()).unwrap_err().kind(), Kind::Refused);
+        assert_eq!(FileJournal::open(dir.path(), Duration::ZERO).unwrap_err().kind(), Kind::Refused);
         let set = SetName::new(1_795_287_730, 1).unwrap();
         let record = Record {
             format: FORMAT,
@@ -263,7 +272,7 @@ mod tests {
         };
         journal.save(&record).unwrap();
         drop(journal);
-        assert_eq!(FileJournal::open(dir.path()).unwrap().load().unwrap(), record);
+        assert_eq!(FileJournal::open(dir.path(), Duration::ZERO).unwrap().load().unwrap(), record);
         assert_eq!(FileJournal::glance(dir.path()).unwrap(), record);
     }
 
@@ -272,7 +281,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for (text, why) in [("{", "without it"), ("{\"format\": 2, \"new\": 1}", "format 2"), ("", "without it")] {
             fs::write(dir.path().join("snapshots.json"), text).unwrap();
-            let refused = FileJournal::open(dir.path()).unwrap().load().unwrap_err();
+            let refused = FileJournal::open(dir.path(), Duration::ZERO).unwrap().load().unwrap_err();
             assert!(refused.kind() == Kind::Journal && refused.to_string().contains(why), "{refused}");
         }
     }

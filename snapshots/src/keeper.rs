@@ -9,6 +9,9 @@ use crate::{
     SnapshotSet, Verdict, judge, order,
 };
 
+/// Most operations take less.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// The snapshots of one node. One process at a time has it: the journal's lock sees to that.
 pub struct Keeper {
     pub(crate) zfs: Arc<dyn Zfs>,
@@ -38,9 +41,9 @@ impl Keeper {
         Ok(Keeper { zfs, journal, datasets, record })
     }
 
-    /// Opens the keeper with its record in a folder: see [`FileJournal::open`].
+    /// Opens the keeper with its record in a folder: see [`FileJournal::open`]. Who is at work is waited for, for a moment.
     pub fn open(zfs: Arc<dyn Zfs>, dir: &std::path::Path, datasets: Vec<Dataset>, node: &str) -> Result<Keeper> {
-        Keeper::new(zfs, Box::new(FileJournal::open(dir)?), datasets, node)
+        Keeper::new(zfs, Box::new(FileJournal::open(dir, PATIENCE)?), datasets, node)
     }
 
     /// The node's datasets, metadata first.

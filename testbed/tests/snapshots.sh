@@ -22,6 +22,10 @@ said() { grep -qF -- "$1" <<<"$2" && ok "$3" || bad "$3: wanted $1 in: $2"; }
 field() { sed -n "s/.*\"$1\":\"\{0,1\}\([^,\"}]*\).*/\1/p" <<<"$2" | head -1; }
 until_ok() { for _ in $(seq 300); do "$@" >/dev/null 2>&1 && return 0; sleep 0.2; done; return 1; }
 
+# Waits until the agent that Kubo started has let go of the node by itself; whoever asks keeps it.
+let_go() { for _ in $(seq 20); do sleep 4; basalt status --served --node $node >/dev/null 2>&1 || return 0; done; }
+export BASALT_AGENT_IDLE_EXIT_MS=1500
+
 mkdir -p /var/tmp/disks
 for pool in fast bulk; do
 	truncate -s 1G /var/tmp/disks/$pool
@@ -82,7 +86,7 @@ said "nothing was done" "$out" "a restore is shown first"
 out=$(snapshot restore "$one" --yes 2>&1) && bad "restored under an open file" || said "as it was" "$out" "a node in use is not restored"
 kill $holder; wait $holder 2>/dev/null
 # The agent that Kubo started lets go of the node by itself.
-until_ok sh -c "! basalt status --served --node $node"
+let_go
 rm -rf /srv/repo/* /srv/repo/.[a-z]* 2>/dev/null
 ls /srv/repo/config 2>/dev/null && bad "rm left the config" || ok "the repo is gone"
 sleep 1
@@ -96,7 +100,7 @@ said "$first" "$(ipfs pin ls --type recursive -q)" "its pin is back"
 ipfs pin ls --type recursive -q | grep -q "$second" && bad "a later pin is there" || ok "the later pin is not"
 ipfs add -Q /var/tmp/second >/dev/null && ok "the restored node takes writes" || bad "no writes after the restore"
 said "restore $id of $one waits" "$(snapshot list)" "the restore waits to be confirmed"
-until_ok sh -c "! basalt status --served --node $node"
+let_go
 out=$(snapshot restore --undo "$id" --yes 2>&1) && ok "undone" || bad "undo: $out"
 ls /srv/repo/config 2>/dev/null && bad "undone, and the config is there" || ok "undone: the damage is back"
 out=$(snapshot restore --undo "$id" --yes 2>&1) && ok "undone again" || bad "undo again: $out"
@@ -116,6 +120,7 @@ said "keep     $one  hold \"keep\" on" "$out" "and who keeps it"
 out=$(snapshot prune --yes); said "destroyed (2 snapshots)" "$out" "pruned"
 snapshot hold --release "$one" >/dev/null && ok "released"
 said "next in" "$(snapshot policy)" "policy says when the next one is"
+said "sets, the youngest" "$(basalt status --node $node)" "status has the snapshots"
 basalt agent --node $node >/var/tmp/agent.log 2>&1 &
 agent=$!
 until_ok grep -q "pruned snapshots" /var/tmp/agent.log && ok "the agent takes and prunes by its schedule" || bad "$(tail -5 /var/tmp/agent.log)"

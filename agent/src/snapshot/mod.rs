@@ -350,3 +350,46 @@ fn policy(node: &Path, options: &SnapshotOptions) -> Outcome {
     place.lacks.iter().for_each(|lacks| say!("lacks      {lacks}"));
     Ok(())
 }
+
+/// The snapshots of a node for `basalt status`, in lines and as JSON; none where it isn't on ZFS. Settles nothing, waits for nobody's lock.
+pub fn glance(node: &Path) -> Option<(String, Value)> {
+    let place = Place::find(node, &SnapshotOptions { datasets: Vec::new(), json: false }).ok()?;
+    if place.members.is_empty() {
+        return None;
+    }
+    let zfs = place::zfs().ok()?;
+    let listings: basalt_zfs::Result<Vec<_>> = place.datasets().iter().map(|dataset| zfs.snapshots(dataset)).collect();
+    let sets = basalt_snapshots::order(&listings.ok()?);
+    let record = basalt_snapshots::FileJournal::glance(&place.state).unwrap_or_default();
+    let youngest = sets.iter().rev().find(|set| set.is_whole()).map(|set| set.name.clone());
+    let incomplete = sets.iter().filter(|set| !set.is_whole()).count();
+    let mut lines = match &youngest {
+        None => "no whole set: basalt snapshot take".to_owned(),
+        Some(name) => {
+            let age = now_unix_s().saturating_sub(name.taken_unix_s());
+            format!("{} sets, the youngest {} old", sets.len(), duration(age.saturating_mul(1000)))
+        }
+    };
+    if incomplete > 0 {
+        lines += &format!(", {incomplete} not whole");
+    }
+    for aside in &record.asides {
+        lines += &format!("; restore {} waits to be confirmed or undone", aside.id);
+    }
+    if record.intent.is_some() {
+        lines += "; an operation was left half done, `basalt snapshot list` settles it";
+    }
+    for lacks in &place.lacks {
+        lines += &format!("; a restore would lack {lacks}");
+    }
+    let object = json!({
+        "sets": sets.len(),
+        "incomplete": incomplete,
+        "youngest": youngest.as_ref().map(basalt_snapshots::SetName::as_str),
+        "youngest_unix_s": youngest.as_ref().map(basalt_snapshots::SetName::taken_unix_s),
+        "restores": record.asides.iter().map(|aside| &aside.id).collect::<Vec<_>>(),
+        "half_done": record.intent.is_some(),
+        "lacks": place.lacks,
+    });
+    Some((lines, object))
+}

@@ -19,18 +19,20 @@ pub async fn run(node: &Path, config: &Snapshots, node_id: &str) {
         Err(err) => return tracing::error!(%err, "there are no scheduled snapshots"),
     };
     let started = now_unix_s();
-    let mut tried = None;
+    // When the last one was taken or tried, once that is known: nothing is asked of ZFS until the next is due.
+    let mut last = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
+        if last.is_some() && !schedule.is_due(last, started, now_unix_s()) {
+            continue;
+        }
         let (node, schedule, prune) = (node.to_path_buf(), schedule.clone(), config.prune);
         let handle = Handle::current();
-        let since = tried;
-        let done = tokio::task::spawn_blocking(move || turn(&node, &schedule, prune, started, since, &handle)).await;
-        match done {
-            Ok(Ok(false)) => {}
-            Ok(Ok(true)) => tried = Some(now_unix_s()),
+        match tokio::task::spawn_blocking(move || turn(&node, &schedule, prune, started, &handle)).await {
+            Ok(Ok(youngest)) => last = youngest,
+            // A failed try counts, so that a full pool is not asked every few seconds.
             Ok(Err(failure)) => {
-                tried = Some(now_unix_s());
+                last = Some(now_unix_s());
                 tracing::error!("scheduled snapshot: {failure}");
             }
             Err(err) => tracing::error!(%err, "scheduled snapshot"),
@@ -38,26 +40,16 @@ pub async fn run(node: &Path, config: &Snapshots, node_id: &str) {
     }
 }
 
-/// Takes a set and prunes, if one is due. A failed try counts, so that a full pool is not asked every few seconds.
-fn turn(
-    node: &Path,
-    schedule: &Schedule,
-    prune: bool,
-    started: u64,
-    tried: Option<u64>,
-    handle: &Handle,
-) -> Outcome<bool> {
+/// Takes a set and prunes, if one is due. Says when the youngest was taken.
+fn turn(node: &Path, schedule: &Schedule, prune: bool, started: u64, handle: &Handle) -> Outcome<Option<u64>> {
     let now = now_unix_s();
-    if tried.is_some_and(|tried| !schedule.is_due(Some(tried), started, now)) {
-        return Ok(false);
-    }
     let options = SnapshotOptions { datasets: Vec::new(), json: false };
     let place = Place::find(node, &options)?;
     let mut keeper = keeper(&place)?;
     let youngest =
         keeper.sets()?.iter().rev().find(|set| set.is_whole()).map(|set: &SnapshotSet| set.name.taken_unix_s());
     if !schedule.is_due(youngest, started, now) {
-        return Ok(false);
+        return Ok(youngest);
     }
     let taken = keeper.take(now, &AdminHold { place: &place, handle })?;
     tracing::info!(set = taken.name.as_str(), snapshots = taken.snapshots.len(), "took a set of snapshots");
@@ -71,5 +63,5 @@ fn turn(
             "pruned snapshots"
         );
     }
-    Ok(true)
+    Ok(Some(now))
 }
