@@ -128,6 +128,12 @@ impl Keeper {
     }
 
     fn swap(&mut self, aside: Aside, incoming: String, is_made: bool) -> Result<Swapped> {
+        if let Some(lease) = self.record.leases.iter().find(|lease| lease.process.is_some()) {
+            return Err(Error::refused(format!(
+                "{} has {} in use, which lies in what would be replaced: stop that first",
+                lease.by, lease.set
+            )));
+        }
         let intent = |phase| Intent::Swap { aside: aside.clone(), incoming: incoming.clone(), is_made, phase };
         self.begin(intent(Phase::Prepare))?;
         if let Err(err) = self.prepare_swap(&aside, &incoming, is_made) {

@@ -375,6 +375,8 @@ fn a_lease_keeps_its_set_and_ends_with_its_process() {
         process: Some((7, 1)),
     };
     world.keeper().lease(lease).unwrap();
+    let refused = restore(&mut world.keeper()).unwrap_err().to_string();
+    assert!(refused.contains("(pid 7)") && refused.contains("stop that first"), "{refused}");
     let fate = |keeper: &Keeper| keeper.explain(&keep_one(), NOW + 9 * DAY, Judgement::default()).unwrap()[0].fate;
     let (mut keeper, said) = world.revive();
     assert!(said.is_empty() && fate(&keeper) == Fate::Keep);

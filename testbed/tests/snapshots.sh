@@ -42,14 +42,14 @@ snapshot() { basalt snapshot --node $node "$@"; }
 
 head -c 3000000 /dev/urandom >/var/tmp/first
 first=$(ipfs add -Q /var/tmp/first)
-( for n in $(seq 40); do head -c 300000 /dev/urandom | ipfs add -Q >/dev/null 2>&1 || exit; done ) &
+( for n in $(seq 40); do [ -e /var/tmp/enough ] && exit; head -c 300000 /dev/urandom | ipfs add -Q >/dev/null 2>&1 || exit; done ) &
 adding=$!
 sleep 2
 out=$(snapshot take --json) || bad "take: $out"
 one=$(field set "$out")
 [ -n "$one" ] && ok "a set is taken while ipfs add runs: $one" || bad "no set: $out"
 said '"lacks":[]' "$out" "the repo is in it"
-kill $adding; wait $adding 2>/dev/null
+touch /var/tmp/enough; wait $adding
 head -c 2000000 /dev/urandom >/var/tmp/second
 second=$(ipfs add -Q /var/tmp/second)
 out=$(snapshot take --json); two=$(field set "$out")
@@ -62,7 +62,7 @@ said "+ block" "$out" "diff has the blocks that came"
 grep -q "pin $first" <<<"$out" && bad "diff has the first pin, which both have" || ok "what both have is not in the diff"
 
 echo "== mount"
-snapshot mount "$one" /var/tmp/look >/var/tmp/mount.log 2>&1 &
+basalt snapshot --node $node mount "$one" /var/tmp/look >/var/tmp/mount.log 2>&1 &
 mounted=$!
 until_ok grep -q "read from it" /var/tmp/mount.log || cat /var/tmp/mount.log
 IPFS_PATH=/var/tmp/look/repo ipfs cat "$first" >/var/tmp/first.out 2>/var/tmp/cat.log
@@ -73,7 +73,7 @@ zfs destroy fast/repo@"$one" 2>/dev/null && bad "a mounted set was destroyed" ||
 kill $mounted; wait $mounted
 said 0 "$(snapshot list 2>&1 | grep -c 'lease of')" "the lease ends with the mount"
 [ -z "$(ls /var/tmp/look)" ] && ok "nothing is left of the mount" || bad "left: $(ls -R /var/tmp/look | head)"
-snapshot mount "$one" /var/tmp/look2 >/var/tmp/mount.log 2>&1 &
+basalt snapshot --node $node mount "$one" /var/tmp/look2 >/var/tmp/mount.log 2>&1 &
 mounted=$!
 until_ok grep -q "read from it" /var/tmp/mount.log
 kill -9 $mounted; wait $mounted 2>/dev/null
