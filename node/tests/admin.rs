@@ -200,8 +200,7 @@ async fn deletes_are_held_as_long_as_someone_listens_and_no_longer_than_the_limi
         assert!(hold.message().await.unwrap().is_some(), "they are held from now on");
         let mut other = data.clone();
         let key = name.clone();
-        let mut delete =
-            tokio::spawn(async move { other.delete(v1::DeleteRequest { key, ..Default::default() }).await });
+        let mut delete = tokio::spawn(async move { other.delete(v1::DeleteRequest { key }).await });
         assert!(tokio::time::timeout(std::time::Duration::from_millis(200), &mut delete).await.is_err(), "it waits");
         data.put(put("/pin", b"goes on")).await.unwrap();
         match is_let_go {

@@ -108,6 +108,22 @@ holds "the config is back again" test -s /srv/repo/config
 out=$(snapshot restore --confirm "$id" --yes 2>&1) && ok "confirmed" || bad "confirm: $out"
 [ "$(zfs list -H -o name -r fast | grep -cE 'before|restore|undone')" = 0 ] && ok "nothing stands aside" || bad "$(zfs list -r fast)"
 
+echo "== restores that are killed"
+for tenths in 5 12 20 30; do
+	basalt snapshot --node $node restore "$one" --yes --no-diff >/var/tmp/killed.log 2>&1 &
+	killed=$!
+	sleep $((tenths / 10)).$((tenths % 10)); kill -9 $killed 2>/dev/null; wait $killed 2>/dev/null
+	# A command that the killed one had started may still be at work.
+	sleep 1
+	out=$(snapshot list 2>&1) || out="$out, then $(snapshot list 2>&1)"
+	echo "note killed after $tenths tenths of a second: $(grep -m1 ^basalt: <<<"$out" || echo "nothing was left half done")"
+	ipfs cat "$first" 2>&1 | cmp -s /var/tmp/first - && ok "the node is whole, as it was or as restored" || bad "no node after the kill: $out; $(zfs list)"
+	let_go
+	id=$(snapshot list --json | sed -n 's/.*"restores":\[{[^]]*"id":"\([0-9a-f]*\)".*/\1/p')
+	[ -z "$id" ] || snapshot restore --confirm "$id" --yes >/dev/null || bad "no confirmation of $id"
+	[ "$(zfs list -H -o name -r fast | grep -cE 'before|restore|undone')" = 0 ] && ok "and nothing stands aside" || bad "$(zfs list -r fast)"
+done
+
 echo "== prune, hold, policy"
 printf '\n[snapshots]\nkeep = ["last:1"]\nmin_age_s = 0\nschedule = "* * * * *"\njitter_s = 0\n' >>$node/basalt.toml
 three=$(field set "$(snapshot take --json)")
