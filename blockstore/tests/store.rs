@@ -540,6 +540,25 @@ fn a_delete_that_finds_no_room_at_all_has_what_is_kept_back_lifted() {
 }
 
 #[test]
+fn where_no_file_can_be_made_deletes_go_on() {
+    let mut world = World::new();
+    world.options.segment_bytes = 1 << 20;
+    let store = world.open();
+    put(&store, 0, 10_000);
+    world.disk.set_no_inodes(true);
+    let refused = (1..1000).find_map(|number| {
+        let op = Op::PutIfAbsent { key: &key(number), value: &value(number, 10_000) };
+        store.write(&[op], false).err().map(|err| (number, err))
+    });
+    let (count, refused) = refused.unwrap();
+    assert_eq!(refused.kind(), ErrorKind::NoSpace);
+    (0..count).for_each(|number| delete(&store, number));
+    assert_eq!(store.stats().count, 0);
+    world.disk.set_no_inodes(false);
+    put(&store, 1000, 10_000);
+}
+
+#[test]
 fn on_zfs_holes_are_whole_records_and_segments_a_quarter_dead_are_copied_together() {
     const RECORD: u64 = 8192;
     #[derive(Debug)]

@@ -118,6 +118,7 @@ struct State {
     txg: Option<SimRng>,
     threads: bool,
     available: Option<u64>,
+    no_inodes: bool,
     trace: Option<Vec<String>>,
     now_ns: u64,
     entropy: u64,
@@ -194,6 +195,11 @@ impl SimDisk {
     /// What [`Disk::available`] answers from now on; `None` for plenty.
     pub fn set_available(&self, bytes: Option<u64>) {
         self.lock().available = bytes;
+    }
+
+    /// Whether no file can be made, though there is space: no inodes are left.
+    pub fn set_no_inodes(&self, none: bool) {
+        self.lock().no_inodes = none;
     }
 
     /// Moves the clock on.
@@ -456,6 +462,9 @@ impl Disk for SimDisk {
         let mut state = self.begin(path, Calls::All, || format!("create {}", name(path)))?;
         if state.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        if state.no_inodes {
+            return Err(io::ErrorKind::StorageFull.into());
         }
         state.next_inode += 1;
         let inode = state.next_inode;

@@ -187,6 +187,20 @@ impl Core {
             }
             log = self.changed.wait(log);
         }
+        let (id, recycle) = (log.next_id, log.spent.pop());
+        if id > SEGMENT_ID_MAX {
+            let err = Error::new(ErrorKind::Unavailable, "all segment ids are used: move the blocks to a new store");
+            return (log, Err(err));
+        }
+        log.next_id += 1;
+        drop(log);
+        // Before the open segment is ended: where no file can be made, what it has left is for deletes.
+        let begun = self.files.begin(id, recycle.as_deref());
+        log = self.log.lock();
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(err) => return (log, Err(err)),
+        };
         if let Some(active) = &mut log.active {
             let (segment, file) = (active.segment.clone(), active.file.clone());
             let seal = active.broken.is_none().then(|| {
@@ -224,6 +238,7 @@ impl Core {
             let flushed = file.sync();
             log = self.log.lock();
             if let Err(err) = flushed {
+                self.files.abandon(begun);
                 log = self.evacuate(log, err);
                 return match &log.fenced {
                     Some(err) => {
@@ -253,16 +268,10 @@ impl Core {
             log = self.log.lock();
         }
         let (previous, previous_end) = log.previous;
-        let (id, recycle) = (log.next_id, log.spent.pop());
-        if id > SEGMENT_ID_MAX {
-            let err = Error::new(ErrorKind::Unavailable, "all segment ids are used: move the blocks to a new store");
-            return (log, Err(err));
-        }
-        log.next_id += 1;
         let void = std::mem::take(&mut log.void);
         drop(log);
         let header = self.header(id, previous, previous_end, RECORDS_START);
-        let made = self.files.create(&header, recycle.as_deref(), self.reservable());
+        let made = self.files.create(begun, &header, self.reservable());
         let made = made.inspect(|_| {
             // Only now that the next segment says where it ends is the one before cut there: the rest is never read again.
             // Where that fails the next open does it.
@@ -343,7 +352,7 @@ impl Core {
     ) -> Result<(Active, SegmentHeader, Vec<Location>)> {
         let bytes: u64 = survivors.iter().map(|one| record_bytes(one.key.len(), one.payload.len())).sum();
         let header = self.header(id, previous, previous_end, RECORDS_START + bytes);
-        let (segment, file) = self.files.create(&header, None, 0)?;
+        let (segment, file) = self.files.create(self.files.begin(id, None)?, &header, 0)?;
         let failed = |err| Error::io(format!("copy the tail of the log in {}", self.dir.display()), err);
         let mut offset = RECORDS_START;
         let mut places = Vec::with_capacity(survivors.len());

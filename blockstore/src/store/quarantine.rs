@@ -333,7 +333,8 @@ impl Core {
     pub(super) fn rewrite(self: &Arc<Self>, key: &[u8], from: Location, value: &[u8]) -> Result<bool> {
         let bytes = live_bytes(key, value.len() as u32);
         self.check_space(bytes)?;
-        let Some(written) = self.with_room(bytes, || self.try_rewrite(key, from, value))? else { return Ok(false) };
+        let written = self.with_room(self.room_for_put(bytes), || self.try_rewrite(key, from, value))?;
+        let Some(written) = written else { return Ok(false) };
         Ticket::log(written, self).wait()?;
         tracing::info!(key = %self.name(key), "healed: its bytes stand in a new place");
         Ok(true)

@@ -34,6 +34,14 @@ pub(super) struct Segment {
     last_used: AtomicU64,
 }
 
+/// A file that is to become a segment.
+#[derive(Debug)]
+pub(super) struct Begun {
+    new: PathBuf,
+    file: Arc<dyn File>,
+    is_recycled: bool,
+}
+
 /// The segment files of one store.
 #[derive(Debug)]
 pub(super) struct SegmentFiles {
@@ -163,52 +171,57 @@ impl SegmentFiles {
         ))
     }
 
-    /// Makes a segment, in the space of `recycle` if given: header flushed alone, then named, then the name made durable.
-    pub(super) fn create(
-        &self,
-        header: &SegmentHeader,
-        recycle: Option<&str>,
-        reserve_bytes: u64,
-    ) -> Result<(Arc<Segment>, Arc<dyn File>)> {
-        let new = self.dir.join(format!("new-{:08x}.tmp", header.id));
-        let made = self.create_as(header, &new, recycle, reserve_bytes);
-        if made.is_err() {
-            // It may hold the space, or the inode, that was too little.
-            let _ = self.disk.remove(&new);
-        }
-        made
-    }
-
-    fn create_as(
-        &self,
-        header: &SegmentHeader,
-        new: &Path,
-        recycle: Option<&str>,
-        reserve_bytes: u64,
-    ) -> Result<(Arc<Segment>, Arc<dyn File>)> {
-        let name = file_name(header.id);
-        let failed = |err| Error::io(format!("create {}", self.path(&name)), err);
+    /// Finds a file for segment `id`: a spent one, or a new one. It counts for nothing before [`SegmentFiles::create`] has named it.
+    pub(super) fn begin(&self, id: u64, recycle: Option<&str>) -> Result<Begun> {
+        let new = self.dir.join(format!("new-{id:08x}.tmp"));
+        let failed = |err| Error::io(format!("create {}", self.path(&file_name(id))), err);
         let file = match recycle {
             Some(spent) => {
-                self.disk.rename(&self.dir.join(spent), new).map_err(failed)?;
-                self.disk.open(new, true).map_err(failed)?
+                self.disk.rename(&self.dir.join(spent), &new).map_err(failed)?;
+                self.disk.open(&new, true).inspect_err(|_| drop(self.disk.remove(&new))).map_err(failed)?
             }
-            None => match self.disk.create(new) {
+            None => match self.disk.create(&new) {
                 Err(err) if err.kind() == std::io::ErrorKind::AlreadyExists => {
-                    self.disk.remove(new).map_err(failed)?;
-                    self.disk.create(new).map_err(failed)?
+                    self.disk.remove(&new).map_err(failed)?;
+                    self.disk.create(&new).map_err(failed)?
                 }
                 other => other.map_err(failed)?,
             },
         };
+        Ok(Begun { new, file, is_recycled: recycle.is_some() })
+    }
+
+    /// Gives up what was begun: it may hold the space, or the inode, that was too little.
+    pub(super) fn abandon(&self, begun: Begun) {
+        let _ = self.disk.remove(&begun.new);
+    }
+
+    /// Makes the segment of `header`: header flushed alone, then named, then the name made durable. Space for it is reserved where that is asked for.
+    pub(super) fn create(
+        &self,
+        begun: Begun,
+        header: &SegmentHeader,
+        reserve_bytes: u64,
+    ) -> Result<(Arc<Segment>, Arc<dyn File>)> {
+        let made = self.name(&begun, header, reserve_bytes);
+        if made.is_err() {
+            self.abandon(begun);
+        }
+        made
+    }
+
+    fn name(&self, begun: &Begun, header: &SegmentHeader, reserve_bytes: u64) -> Result<(Arc<Segment>, Arc<dyn File>)> {
+        let name = file_name(header.id);
+        let failed = |err| Error::io(format!("create {}", self.path(&name)), err);
+        let file = begun.file.clone();
         file.write_at(&[&header.encode()], 0).map_err(failed)?;
         file.sync().map_err(failed)?;
-        if recycle.is_none() && reserve_bytes > 0 {
+        if !begun.is_recycled && reserve_bytes > 0 {
             // Only a hint: a disk without room for a whole segment may well have room for what is to be written.
             let _ = file.reserve(RECORDS_START, reserve_bytes);
         }
         let path = self.dir.join(&name);
-        self.disk.rename(new, &path).map_err(failed)?;
+        self.disk.rename(&begun.new, &path).map_err(failed)?;
         self.disk.sync_dir(&self.dir).map_err(failed)?;
         let segment = self.handle(header.id, header.nonce);
         *segment.file.lock() = Some(file.clone());

@@ -64,6 +64,9 @@ enum Decision {
     },
 }
 
+/// A segment keeps no more than this for deletes, in bytes.
+const FOR_DELETES_MAX: u64 = 1 << 20;
+
 impl Core {
     /// See [`super::Store::submit`].
     pub(super) fn submit(self: &Arc<Self>, ops: &[Op<'_>], atomic: bool, durable: bool) -> Result<Ticket> {
@@ -117,6 +120,8 @@ impl Core {
         // Outside the locks: it may be megabytes.
         let crcs: Vec<u32> = ops.iter().map(|op| crc32(op.parts().1)).collect();
         let bytes = ops.iter().map(|op| op.parts()).map(|(key, value)| record_bytes(key.len(), value.len())).sum();
+        let deletes_only = ops.iter().all(|op| matches!(op, Op::Delete { .. }));
+        let bytes = if deletes_only { bytes } else { self.room_for_put(bytes) };
         let mut write = || {
             self.with_room(bytes, || {
                 tickets.truncate(others);
@@ -126,7 +131,7 @@ impl Core {
         };
         let is_full = |outcome: &Result<()>| outcome.as_ref().is_err_and(|err| err.kind() == ErrorKind::NoSpace);
         let mut outcome = write();
-        if is_full(&outcome) && ops.iter().all(|op| matches!(op, Op::Delete { .. })) {
+        if is_full(&outcome) && deletes_only {
             // Others have filled the disk beyond the reserve, and a delete is what is owed then.
             for make_room in [Core::give_up, Core::lift_reserve] {
                 if is_full(&outcome) && make_room(self)? {
@@ -430,7 +435,8 @@ impl Core {
         if let Some(err) = &log.fenced {
             return Err(err.clone());
         }
-        if !self.has_room(&log, bytes) {
+        let is_put = records.iter().any(|record| record.kind == Kind::Put);
+        if !self.has_room(&log, if is_put { self.room_for_put(bytes) } else { bytes }) {
             return Err(Error::superseded("the log had no room for it at this moment"));
         }
         if failures.is_some_and(|failures| failures != self.failures.load(Ordering::SeqCst)) {
@@ -503,6 +509,11 @@ impl Core {
             }
             log = self.roll(log)?;
         }
+    }
+
+    /// What a segment must have left for a put of `bytes`: no put takes its last 64th, so that deletes go on where no file can be made (a disk without inodes).
+    pub(super) fn room_for_put(&self, bytes: u64) -> u64 {
+        bytes + (self.options.segment_bytes / 64).min(FOR_DELETES_MAX)
     }
 
     /// Whether the active segment takes `bytes` now.
@@ -648,7 +659,7 @@ impl Core {
             expires_unix_ms: header.expires_unix_ms,
         };
         let records = [record];
-        let bytes = record_bytes(key.len(), payload.len());
+        let bytes = self.room_for_put(record_bytes(key.len(), payload.len()));
         let Some(reservation) = self.with_room(bytes, || self.reserve_move(&records, from))? else { return Ok(false) };
         self.write_reserved(&records, reservation)?;
         Ok(true)

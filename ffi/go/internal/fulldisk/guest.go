@@ -593,6 +593,7 @@ func (t *trial) inodes() error {
 	}
 	t.serves("without an inode")
 	t.check("status says that there are no inodes", t.condition("no-inodes"))
+	t.check("gc removes all garbage, without an inode", t.collect())
 	t.endures("without an inode", func() error { return os.RemoveAll(others) }, n)
 	return nil
 }
