@@ -37,6 +37,13 @@ fails() { # WORDS COMMAND...
   fi
   grep -q -- "$words" <<<"$said" || { echo "it failed otherwise than by '$words': $said"; return 1; }
 }
+# A command that must succeed, and words that it says.
+says() { # WORDS COMMAND...
+  local words=$1 said
+  shift
+  said=$("$@" 2>&1) || { echo "failed: $*: $said"; return 1; }
+  grep -q -- "$words" <<<"$said" || { echo "it does not say '$words': $said"; return 1; }
+}
 until_true() { # SECONDS COMMAND...
   local end=$((SECONDS + $1))
   shift
@@ -70,7 +77,8 @@ c 'init makes datasets, mounts them and a node on them' '
   [ $(value recordsize tank/basalt/shards/01) = 262144 ] && [ $(value compression tank/basalt/shards/00) = zstd ]
   [ $(value mounted tank/basalt/shards) = no ]
   mountpoint /srv/basalt/shards/00 && mountpoint /srv/basalt/keyspace
-  b dataset drift && b dataset apply | grep -q "as declared"
+  b dataset drift
+  says "as declared" b dataset apply
   [ "$(value basalt:applying tank/basalt)" = - ]
   b doctor' always
 c 'a second init of the same is refused' 'fails "is a Basalt node already" b init --zfs tank/basalt'
@@ -111,13 +119,13 @@ c 'an inherited sync=disabled does not open as strict; apply mends it' '
   zfs inherit sync tank/basalt; zfs set sync=disabled tank
   fails "sync" b agent --http-listen ""
   fails "has sync=disabled" b doctor
-  b dataset plan | grep -q "set sync=standard on tank/basalt"
+  says "set sync=standard on tank/basalt" b dataset plan
   b dataset apply
   start; stop
   zfs inherit sync tank'
 c 'doctor warns of dedup, and drift of what was set by hand' '
   zfs set dedup=on tank/basalt/keyspace; zfs set quota=1G tank/basalt/shards/00
-  b doctor | grep -q "tank/basalt/keyspace has dedup on"
+  says "tank/basalt/keyspace has dedup on" b doctor
   ! b dataset drift | tee /tmp/out
   grep -q "inherit dedup on tank/basalt/keyspace" /tmp/out && grep -q "has quota=1073741824, set by hand" /tmp/out
   b dataset apply
@@ -156,7 +164,7 @@ c 'the life of a repo on datasets: Kubo adds, status counts, all is there after 
   "$bin/ipfs" init --profile=test,basalt
   head -c 6000000 /dev/urandom >/tmp/file; seq 400000 >>/tmp/file
   cid=$("$bin/ipfs" add -Q /tmp/file)
-  "$bin/ipfs" pin ls --type=recursive | grep -q "$cid"
+  says "$cid" "$bin/ipfs" pin ls --type=recursive
   idle
   life status --json >/tmp/out
   grep -q "\"dataset\":\"tank/life/repo\"" /tmp/out
@@ -175,6 +183,14 @@ c 'the life of a repo on datasets: Kubo adds, status counts, all is there after 
   idle
   zfs inherit sync tank
   b dataset apply --zfs tank/basalt'
+c 'the life of a repo: a profile of Kubo makes its node on datasets where that is asked for' '
+  export IPFS_PATH=/srv/plain BASALT_BIN=$bin/basalt BASALT_AGENT_IDLE_EXIT_MS=1000
+  BASALT_ZFS=tank/plain "$bin/ipfs" init --profile=test,basalt-blocks
+  [ $(value mounted tank/plain/shards/00) = yes ] && mountpoint /srv/plain/basalt
+  cid=$(echo on datasets | "$bin/ipfs" add -Q)
+  says "on datasets" "$bin/ipfs" cat "$cid"
+  until_true 60 bash -c "! pgrep -f \"^$bin/basalt agent\""
+  zfs unmount tank/plain; zfs destroy -r tank/plain'
 c 'a user who is not root is told which grants are missing, and the command that gives them' '
   id tester >/dev/null 2>&1 || useradd -m tester
   chmod 666 /dev/zfs; chmod 755 /srv
@@ -184,7 +200,8 @@ c 'a user who is not root is told which grants are missing, and the command that
   grep -q "tester may not do all" /tmp/out
   command=$(sed -n "s/.*as root: \(zfs allow .*\)/\1/p" /tmp/out | head -n 1)
   $command
-  ! b doctor | grep -q "may not do all"
+  b doctor >/tmp/out
+  ! grep -q "may not do all" /tmp/out
   su tester -s /bin/bash -c "zfs snapshot tank/basalt/shards/00@of-tester && zfs destroy tank/basalt/shards/00@of-tester"
   run dataset drift' always
 c 'the helper mounts for that user what root has allowed, and nothing else' '
