@@ -593,7 +593,11 @@ func (t *trial) inodes() error {
 	}
 	t.serves("without an inode")
 	t.check("status says that there are no inodes", t.condition("no-inodes"))
-	t.check("gc removes all garbage, without an inode", t.collect())
+	// To give space back the index wants a file, so gc ends with an error; the blocks are gone all the same.
+	_, err := t.k.Collect()
+	t.note("gc without an inode: %v", err)
+	t.check("gc removes all garbage, without an inode", t.gone())
+	clear(t.blocks)
 	t.endures("without an inode", func() error { return os.RemoveAll(others) }, n)
 	return nil
 }
@@ -713,10 +717,23 @@ func (t *trial) endures(when string, free func() error, blocks int) {
 		return
 	}
 	t.check("Put works again, without a restart", t.works(blocks))
+	// An index that failed is opened anew once a second.
+	t.check("flush and reclaim work again", within(10*time.Second, func() error {
+		return errors.Join(run(t.plan.Basalt, "flush", "--node", t.k.Node()), run(t.plan.Basalt, "reclaim", "--node", t.k.Node()))
+	}))
 	t.check("gc works again", t.collect())
-	t.check("flush and reclaim work again", errors.Join(run(t.plan.Basalt, "flush", "--node", t.k.Node()), run(t.plan.Basalt, "reclaim", "--node", t.k.Node())))
 	t.check("count and bytes are exact", t.counts())
 	t.check("basalt verify finds nothing wrong", run(t.plan.Basalt, "verify", "--hash", "--node", t.k.Node()))
+}
+
+// gone is whether the node has none of the blocks any more.
+func (t *trial) gone() error {
+	for key := range t.blocks {
+		if has, err := t.view.Has(context.Background(), key); err != nil || has {
+			return fmt.Errorf("%s is still there (%w)", key, err)
+		}
+	}
+	return nil
 }
 
 // whole takes what is gone off the list, and reads the rest.
