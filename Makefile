@@ -5,7 +5,7 @@ export BASALT_ROOT := $(CURDIR)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help need build run test test-rust test-go test-run test-zfs test-snapshots testbed lint fmt bench crash-search fuzz broken-rules kill-test soak power-cut full-disk clean
+.PHONY: help need build run test test-rust test-go test-run test-zfs test-plane test-snapshots testbed lint fmt bench crash-search fuzz broken-rules kill-test soak power-cut full-disk clean
 
 go_module := $(dir $(wildcard ffi/go/go.mod))
 
@@ -38,6 +38,9 @@ test-zfs: need ## run the ZFS suites on real OpenZFS, in a guest or on BASALT_TE
 
 test-snapshots: need ## take, compare, mount, restore and prune snapshots of a node under Kubo on real OpenZFS, in a guest
 	@tools/test-snapshots
+
+test-plane: need ## run the state plane's suites on real CQL servers, which it starts (ONLY=words)
+	@tools/test-plane
 
 testbed: ## build the guest with OpenZFS, once (needs root)
 	@tools/testbed

@@ -3,6 +3,7 @@
 //! [`PinLedger`] is what Basalt asks of it, with typed records: a [`Pin`] (a multihash wanted by an owner), a [`Placement`] (the same multihash at
 //! one peer: what is wanted there and what is held), expiry, and operations that must happen once. Engines:
 //! - [`Embedded`]: RocksDB in the node's own folder, durable. The default.
+//! - [`CqlLedger`](cql::CqlLedger): ScyllaDB, shared by a fleet; Apache Cassandra stands in for it in tests.
 //! - [`Model`]: in memory, the reference. For tests of what stands on this crate.
 //!
 //! One suite (`tests/suite`) holds them to the same results.
@@ -16,6 +17,7 @@
 
 mod bucket;
 mod codec;
+pub mod cql;
 mod embedded;
 mod error;
 mod generation;
