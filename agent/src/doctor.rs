@@ -383,7 +383,7 @@ async fn datasets(findings: &mut Findings, node: &Path, file: &NodeFile, loaded:
         && examined.deduplicated.is_empty()
         && examined.unsynced.is_empty()
     {
-        findings.good("datasets", format!("{} are as declared", examined.count));
+        findings.good("datasets", format!("{} on ZFS, nothing stands out", examined.count));
     }
 }
 
