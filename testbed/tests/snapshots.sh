@@ -20,7 +20,7 @@ holds() {
 said() { grep -qF -- "$1" <<<"$2" && ok "$3" || bad "$3: wanted $1 in: $2"; }
 # The value of a key of JSON that was printed on one line.
 field() { sed -n "s/.*\"$1\":\"\{0,1\}\([^,\"}]*\).*/\1/p" <<<"$2" | head -1; }
-until_ok() { for _ in $(seq 300); do "$@" >/dev/null 2>&1 && return 0; sleep 0.2; done; return 1; }
+until_ok() { for _ in $(seq 600); do "$@" >/dev/null 2>&1 && return 0; sleep 0.2; done; return 1; }
 
 # Waits until the agent that Kubo started has let go of the node by itself; whoever asks keeps it.
 let_go() { for _ in $(seq 20); do sleep 4; basalt status --served --node $node >/dev/null 2>&1 || return 0; done; }
