@@ -119,7 +119,7 @@ for tenths in 5 12 20 30; do
 	echo "note killed after $tenths tenths of a second: $(grep -m1 ^basalt: <<<"$out" || echo "nothing was left half done")"
 	ipfs cat "$first" 2>&1 | cmp -s /var/tmp/first - && ok "the node is whole, as it was or as restored" || bad "no node after the kill: $out; $(zfs list)"
 	let_go
-	id=$(snapshot list --json | sed -n 's/.*"restores":\[{[^]]*"id":"\([0-9a-f]*\)".*/\1/p')
+	id=$(snapshot list --json | sed -n 's/.*"restores":\[{"datasets":\[[^]]*\],"id":"\([0-9a-f]*\)".*/\1/p')
 	[ -z "$id" ] || snapshot restore --confirm "$id" --yes >/dev/null || bad "no confirmation of $id"
 	[ "$(zfs list -H -o name -r fast | grep -cE 'before|restore|undone')" = 0 ] && ok "and nothing stands aside" || bad "$(zfs list -r fast)"
 done
