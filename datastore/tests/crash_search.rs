@@ -943,6 +943,16 @@ fn what_a_node_acknowledged_survives_a_cut_before_any_disk_operation() {
     assert_eq!(tally.findings(), 0, "see above");
 }
 
+/// Seeds of long searches that have found a loss, as the workloads are drawn today.
+const FOUND: [u64; 1] = [0x22e];
+
+#[test]
+fn survives_what_long_searches_have_found() {
+    let tally = search(&FOUND, 0);
+    assert!(tally.points.load(Ordering::Relaxed) > 0, "nothing was searched");
+    assert_eq!(tally.findings(), 0, "see above");
+}
+
 #[test]
 fn one_seed_gives_one_trace() {
     for seed in [3, 4, 11] {

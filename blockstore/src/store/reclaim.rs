@@ -32,8 +32,8 @@ impl Core {
         // What was deleted just now counts too.
         self.submit_sync()?.wait()?;
         self.apply_ready();
+        let pressed = self.is_pressed() || self.is_short();
         let mut freed = self.punch()?;
-        let pressed = self.is_pressed();
         if pressed {
             self.end_dead_segment()?;
         }

@@ -170,8 +170,8 @@ pub(super) fn open(
         {
             core.adopt_tail(top.id, &tail)?;
         } else if chain.unproven {
-            // The mark that makes the top count may be in the page cache alone. The header of a segment behind it is proof for good,
-            // and only then may what it replaces be cut.
+            // What makes the top count may be gone at the next crash. The header of a segment behind it is proof for good, and only then may what it replaces be
+            // cut or freed.
             drop(core.log_with_room(0)?);
         }
         if clean.is_none() {
@@ -230,7 +230,7 @@ struct Chain {
     void: Vec<u64>,
     /// The same, from before the index went beyond them.
     outrun: Vec<u64>,
-    /// The top counts only by a mark in itself, which may not be durable.
+    /// The top counts by a mark in itself, which may not be durable, or by the index, which may be lost.
     unproven: bool,
 }
 
@@ -365,8 +365,9 @@ impl Recovery<'_> {
             // A later attempt at the same recovery takes its place; any other later segment was made behind it.
             if later.iter().any(|later| later.previous == header.previous) {
                 void.push(header.id);
-            } else if later.is_empty() && !self.proven(header, clean) {
-                unproven = self.marked(header)?;
+            } else if later.is_empty() && clean.is_none_or(|clean| clean.segment != header.id) {
+                // The index and the page cache say so now, and may not after the next crash.
+                unproven = self.is_indexed(header) || self.is_marked(header)?;
                 if !unproven {
                     void.push(header.id);
                 }
@@ -423,15 +424,14 @@ impl Recovery<'_> {
         self.segments.get(&id).map_or(Ok(0), |segment| self.files.length(segment))
     }
 
-    /// Whether the copies at the start of a segment are durable because something outside it says so.
-    fn proven(&self, header: &SegmentHeader, clean: Option<&Clean>) -> bool {
+    /// Whether the index has heard of the copies at the start of a segment: of nothing that is not durable.
+    fn is_indexed(&self, header: &SegmentHeader) -> bool {
         let position = self.checkpoint.position;
-        let indexed = !self.rebuild && position.segment() == header.id && position.offset() >= header.adopted_end;
-        indexed || clean.is_some_and(|clean| clean.segment == header.id)
+        !self.rebuild && position.segment() == header.id && position.offset() >= header.adopted_end
     }
 
     /// Whether a record says that the copies at the start of its segment were durable when it was written.
-    fn marked(&self, header: &SegmentHeader) -> Result<bool> {
+    fn is_marked(&self, header: &SegmentHeader) -> Result<bool> {
         let Some(segment) = self.segments.get(&header.id) else { return Ok(false) };
         let length = self.files.length(segment)?;
         let wanted = |record: &RecordHeader| record.mark >= header.adopted_end;

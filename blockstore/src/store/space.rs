@@ -159,6 +159,12 @@ impl Core {
         refused != 0 && self.env.clock.monotonic_ns().saturating_sub(refused) < PRESSED.as_nanos() as u64
     }
 
+    /// Whether the disk is so full that space is given back in small amounts too, whoever asks for it.
+    pub(super) fn is_short(&self) -> bool {
+        let little = self.options.reserve_bytes.saturating_mul(2).saturating_add(self.options.segment_bytes);
+        self.available().is_ok_and(|available| available < little)
+    }
+
     /// Room for the copies of a compaction, in bytes: what is left when half of what there is stays for everything else.
     pub(super) fn room_for_copies(&self) -> u64 {
         self.available().unwrap_or(0) / 2
