@@ -21,7 +21,7 @@ build: need ## build bin/basalt, bin/ipfs (pure Go), bin/ipfs-ffi and bin/basalt
 run: build ## start an agent and a Kubo on it, add 256 MiB, read it back, stay up (FFI=1: all in one process)
 	@tools/run
 
-test: ## run all tests: Rust, Go, and `make run` in small
+test: ## run all tests: Rust, Go, `make run` in small, and a part of the suites on OpenZFS (BASALT_ZFS=skip leaves that out)
 	@tools/test
 
 test-rust: need ## run the Rust tests

@@ -104,7 +104,7 @@ pub struct Init {
     #[arg(long = "path", value_name = "FOLDER")]
     pub paths: Vec<PathBuf>,
     /// Make datasets for the node below this one, which is made too and mounted at the node's folder: tank/basalt.
-    #[arg(long, value_name = "DATASET", env = "BASALT_ZFS", conflicts_with = "paths")]
+    #[arg(long, value_name = "DATASET", env = "BASALT_INIT_ZFS", conflicts_with = "paths")]
     pub zfs: Option<String>,
     #[command(flatten)]
     pub datasets: DatasetOptions,

@@ -185,7 +185,7 @@ c 'the life of a repo on datasets: Kubo adds, status counts, all is there after 
   b dataset apply --zfs tank/basalt'
 c 'the life of a repo: a profile of Kubo makes its node on datasets where that is asked for' '
   export IPFS_PATH=/srv/plain BASALT_BIN=$bin/basalt BASALT_AGENT_IDLE_EXIT_MS=1000
-  BASALT_ZFS=tank/plain "$bin/ipfs" init --profile=test,basalt-blocks
+  BASALT_INIT_ZFS=tank/plain "$bin/ipfs" init --profile=test,basalt-blocks
   [ $(value mounted tank/plain/shards/00) = yes ] && mountpoint /srv/plain/basalt
   cid=$(echo on datasets | "$bin/ipfs" add -Q)
   says "on datasets" "$bin/ipfs" cat "$cid"
