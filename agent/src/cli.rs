@@ -76,6 +76,9 @@ pub enum Command {
     /// Snapshots of the node on ZFS: blocks, index and pins of one instant.
     #[command(subcommand)]
     Snapshot(Snapshot),
+    /// The ledger of pins that a fleet shares: its schema.
+    #[command(subcommand)]
+    Plane(Plane),
     /// Say that a migration fills the node, or that it is whole. For basalt-migrate.
     #[command(hide = true)]
     Mark {
@@ -390,6 +393,35 @@ pub enum Snapshot {
     Policy {
         #[command(flatten)]
         options: SnapshotOptions,
+    },
+}
+
+/// `basalt plane`.
+#[derive(Debug, Subcommand)]
+pub enum Plane {
+    /// Make what the schema lacks. Any number of nodes may do it at the same time.
+    Migrate {
+        #[command(flatten)]
+        source: ConfigSource,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Which migrations were made, and which are pending.
+    Status {
+        #[command(flatten)]
+        source: ConfigSource,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Whether this agent can reach the ledger and work on it; exit code 1 if not, 2 if the config or the credentials are wrong.
+    Check {
+        #[command(flatten)]
+        source: ConfigSource,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
     },
 }
 

@@ -15,10 +15,11 @@ use basalt_snapshots::{Policy, Schedule};
 use crate::{
     cli::ConfigSource,
     exit::{Failure, Outcome},
+    plane::{self, PlaneConfig},
 };
 
 /// The tables of everything that the file may hold.
-pub const TABLES: &[&[Setting]] = &[node_config::SETTINGS, SETTINGS];
+pub const TABLES: &[&[Setting]] = &[node_config::SETTINGS, SETTINGS, plane::SETTINGS];
 
 /// What the agent runs with, besides its node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub struct Config {
     pub handover: Duration,
     /// What is done about snapshots, and what is kept of them.
     pub snapshots: Snapshots,
+    /// Which ledger of pins it uses.
+    pub plane: PlaneConfig,
 }
 
 /// `[snapshots]`.
@@ -178,6 +181,7 @@ impl Config {
         };
         Ok(Config {
             snapshots: snapshots(settings, path)?,
+            plane: PlaneConfig::from_settings(settings, path)?,
             log_level: settings.text("log", "level").to_owned(),
             log_json: settings.text("log", "format") == "json",
             log_file_bytes_max: settings.integer("log", "file_bytes_max"),

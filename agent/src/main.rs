@@ -1,7 +1,7 @@
 //! The daemon and command line `basalt`: hosts a node, and is what an operator talks to it with.
 //!
 //! Top to bottom: [`cli`] says what can be said; [`agent`] serves a node; [`access`] reaches a node, whoever serves it; [`status`],
-//! [`verify`], [`scrub`], [`import`], [`export`], [`doctor`], [`dataset`], [`snapshot`] are the commands; [`car`], [`flatfs`], [`cid`] and [`dag`] are
+//! [`verify`], [`scrub`], [`import`], [`export`], [`doctor`], [`dataset`], [`snapshot`], [`plane`] are the commands; [`car`], [`flatfs`], [`cid`] and [`dag`] are
 //! the formats they read and write.
 
 mod access;
@@ -25,6 +25,7 @@ mod logging;
 mod mark;
 mod metrics;
 mod notify;
+mod plane;
 mod pool;
 mod progress;
 mod say;
@@ -87,6 +88,7 @@ fn run(cli: &Cli) -> Outcome {
                     Command::Flush { json } => verify::flush(&node, *json).await,
                     Command::Reclaim { json } => verify::reclaim(&node, *json).await,
                     Command::Snapshot(command) => snapshot::snapshot(&node, command).await,
+                    Command::Plane(command) => plane::plane(&node, command).await,
                     Command::Mark { mark } => mark::mark(&node, *mark).await,
                     Command::Init(_) | Command::Config(_) | Command::Dataset(_) => Ok(()),
                 }

@@ -6,6 +6,8 @@
 //! - [`CqlLedger`](cql::CqlLedger): ScyllaDB, shared by a fleet; Apache Cassandra stands in for it in tests.
 //! - [`Model`]: in memory, the reference. For tests of what stands on this crate.
 //!
+//! [`Buffered`] stands before any of them and takes changes into a local [`Journal`] while the ledger is away.
+//!
 //! One suite (`tests/suite`) holds them to the same results.
 //!
 //! # Generations
@@ -16,22 +18,26 @@
 //! Acknowledged is durable, and found by all lists. The plane is never between Kubo and a block.
 
 mod bucket;
+mod buffered;
 mod codec;
 pub mod cql;
 mod embedded;
 mod error;
 mod generation;
+mod journal;
 mod ledger;
 mod model;
 mod name;
 mod record;
 
 pub use bucket::{BUCKETS, Bucket, EXPIRY_SHARDS, ExpiryShard, PlaneKey, SLOT_SECONDS, Slot};
+pub use buffered::{Buffered, Delivered, Standing};
 pub use embedded::{Embedded, EmbeddedOptions};
 pub use error::{Class, Error, Result};
 pub use generation::{Clock, Generation, SKEW_MAX};
+pub use journal::{Journal, JournalOptions, Waiting};
 pub use ledger::{Claim, Conditional, Cursor, PAGE_MAX, Page, PinLedger};
-pub use model::Model;
+pub use model::{Fault, Model};
 pub use name::{Multihash, NAME_BYTES_MAX, NameError, Operation, Owner, PEER_BYTES_MAX, Peer, PinName, TAGS_MAX, Tag};
 pub use record::{Change, Expiry, Have, Pin, PinKey, Placement, Want};
 

@@ -19,6 +19,19 @@ use crate::{
 pub struct Model {
     key: PlaneKey,
     state: Mutex<State>,
+    fault: Mutex<Fault>,
+}
+
+/// What a model does instead of answering.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fault {
+    /// It answers.
+    #[default]
+    None,
+    /// Changes, claims and reads of one record fail as `Unavailable`, and do nothing.
+    Away,
+    /// Changes and reads of one record are done and fail as `Timeout`: their answer is lost.
+    AnswersLost,
 }
 
 #[derive(Debug, Default)]
@@ -40,7 +53,7 @@ struct Known {
 
 impl Default for Model {
     fn default() -> Model {
-        Model { key: PlaneKey([7; 16]), state: Mutex::default() }
+        Model { key: PlaneKey([7; 16]), state: Mutex::default(), fault: Mutex::default() }
     }
 }
 
@@ -52,6 +65,25 @@ impl Model {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on it fails like this.
+    pub fn fail(&self, fault: Fault) {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
+    }
+
+    fn before(&self) -> Result<()> {
+        match *self.fault.lock().unwrap_or_else(PoisonError::into_inner) {
+            Fault::Away => Err(Error::new("use the model", Class::Unavailable, "it was told to be away")),
+            _ => Ok(()),
+        }
+    }
+
+    fn after<T>(&self, done: T) -> Result<T> {
+        match *self.fault.lock().unwrap_or_else(PoisonError::into_inner) {
+            Fault::AnswersLost => Err(Error::new("use the model", Class::Timeout, "it was told to lose its answers")),
+            _ => Ok(done),
+        }
     }
 }
 
@@ -139,14 +171,16 @@ fn page<T>(list: &str, items: impl Iterator<Item = T>, after: Option<&Cursor>, l
 impl PinLedger for Model {
     async fn apply(&self, changes: &[Change]) -> Result<()> {
         changes.iter().try_for_each(Change::check)?;
+        self.before()?;
         let mut state = self.state();
         changes.iter().for_each(|change| state.apply(change));
-        Ok(())
+        self.after(())
     }
 
     async fn apply_if(&self, expected: Option<Generation>, change: &Change) -> Result<Conditional> {
         let key = conditional_key(change)?;
         change.check()?;
+        self.before()?;
         let mut state = self.state();
         let current = state.pins.get(key).and_then(|(_, pin)| pin.clone());
         let fenced = state.pins.get(key).is_some_and(|(at, _)| change.generation() <= *at);
@@ -154,11 +188,12 @@ impl PinLedger for Model {
             return Ok(Conditional::Differs(current));
         }
         state.apply(change);
-        Ok(Conditional::Applied)
+        self.after(Conditional::Applied)
     }
 
     async fn pin(&self, key: &PinKey) -> Result<Option<Pin>> {
-        Ok(self.state().pins.get(key).and_then(|(_, pin)| pin.clone()))
+        self.before()?;
+        self.after(self.state().pins.get(key).and_then(|(_, pin)| pin.clone()))
     }
 
     async fn pins(&self, after: Option<&Cursor>, limit: usize) -> Result<Page<Pin>> {
@@ -189,7 +224,8 @@ impl PinLedger for Model {
     }
 
     async fn placement(&self, multihash: &Multihash, peer: &Peer) -> Result<Option<Placement>> {
-        Ok(self.state().placements().find(|at| at.multihash == *multihash && at.peer == *peer))
+        self.before()?;
+        self.after(self.state().placements().find(|at| at.multihash == *multihash && at.peer == *peer))
     }
 
     async fn placements(&self, multihash: &Multihash, after: Option<&Cursor>, limit: usize) -> Result<Page<Placement>> {
@@ -244,10 +280,12 @@ impl PinLedger for Model {
     }
 
     async fn closed_slot(&self, shard: ExpiryShard) -> Result<Option<Slot>> {
-        Ok(self.state().closed.get(&shard).copied())
+        self.before()?;
+        self.after(self.state().closed.get(&shard).copied())
     }
 
     async fn claim(&self, operation: &Operation, claimant: u128) -> Result<Claim> {
+        self.before()?;
         let mut state = self.state();
         let (holder, outcome) = state.claims.entry(operation.clone()).or_insert((claimant, None));
         Ok(if *holder == claimant && outcome.is_none() {

@@ -148,7 +148,10 @@ async fn nobody_there_is_told_within_seconds() {
     let elsewhere =
         CqlOptions { datacenter: "dc9".to_owned(), replication: [("dc9".to_owned(), 1)].into(), ..options() };
     let err = CqlLedger::open(&elsewhere).await.unwrap_err();
-    println!("wrong datacenter: {err}");
+    assert!(
+        err.class() == Class::Config && err.to_string().contains("no node is in datacenter 'dc9'; they are in: dc1"),
+        "{err}"
+    );
 }
 
 /// Only with `--auth` and TLS.

@@ -102,6 +102,17 @@ impl Connected {
             Ok(built) => built.map_err(|err| refused(&tried, &err.to_string()))?,
             Err(_) => return Err(Error::new(tried, Class::Unavailable, format!("no node answered within {within:?}"))),
         };
+        let nodes = session.get_cluster_state();
+        let there: std::collections::BTreeSet<&str> =
+            nodes.get_nodes_info().iter().filter_map(|node| node.datacenter.as_deref()).collect();
+        if !there.contains(options.datacenter.as_str()) {
+            let there = there.into_iter().collect::<Vec<_>>().join(", ");
+            let why = format!(
+                "no node is in datacenter '{}'; they are in: {there}; set datacenter to one of these",
+                options.datacenter
+            );
+            return Err(Error::new(tried, Class::Config, why));
+        }
         let turns = Semaphore::new(options.in_flight_max);
         let mut connected =
             Connected { session, dialect: Dialect::Cassandra, options: options.clone(), profiles, turns };
