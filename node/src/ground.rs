@@ -30,8 +30,8 @@ use nix::sys::{
 const ZFS_MAGIC: FsType = FsType(0x2fc1_2fc1);
 /// What is known of snapshots is asked again after so long.
 const FRESH: Duration = Duration::from_secs(10);
-/// How long an opening node waits for the first answer.
-const FIRST: Duration = Duration::from_secs(30);
+/// How long an opening node waits for the first answer. Some commands for each dataset: a second each on a machine that is busy.
+const FIRST: Duration = Duration::from_secs(120);
 /// Snapshots that an error names.
 const NAMED: usize = 3;
 /// Less than this held by snapshots explains no full disk, in bytes.
