@@ -97,15 +97,20 @@ async fn a_pin_that_fails_after_its_ticks_fails_by_the_trailer() {
     // One that is on a network would look there for ever.
     let daemon = Daemon::start_offline();
     let client = daemon.client();
-    // Long enough to walk that Kubo ticks before it misses the last leaf.
-    let root: Cid = daemon.add(64 * 40_000, &["--pin=false", "--chunker=size-64", "--raw-leaves"]).parse().unwrap();
-    let leaves = daemon.ipfs(&["refs", "-r", "--unique", &root.to_string()]);
-    let last = leaves.lines().last().unwrap();
-    daemon.ipfs(&["block", "rm", last]);
+    // Kubo ticks every half second; how many leaves take it longer than that to walk depends on the machine.
+    let mut leaves = 40_000;
+    let (root, mut pin) = loop {
+        let size = 64 * leaves;
+        let root: Cid = daemon.add(size, &["--pin=false", "--chunker=size-64", "--raw-leaves"]).parse().unwrap();
+        let walked = daemon.ipfs(&["refs", "-r", "--unique", &root.to_string()]);
+        daemon.ipfs(&["block", "rm", walked.lines().last().unwrap()]);
+        match within(client.pin_add(&root, &PinOptions::default())).await {
+            Ok(pin) => break (root, pin),
+            Err(err) => assert!(leaves < 1_000_000, "it fails before its first tick, of {leaves} leaves too: {err}"),
+        }
+        leaves *= 3;
+    };
     let mut ticks = 0;
-    let mut pin = within(client.pin_add(&root, &PinOptions::default()))
-        .await
-        .expect("it failed before its first tick: walk a larger DAG");
     let end = loop {
         match within(pin.next()).await {
             PinStep::Progress { .. } => ticks += 1,

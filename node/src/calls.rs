@@ -11,7 +11,7 @@ use std::{
 use basalt_blockstore::ErrorKind;
 
 /// The calls of both sockets, as they stand in a request's path.
-pub const METHODS: [(&str, &str); 26] = [
+pub const METHODS: [(&str, &str); 27] = [
     ("Datastore", "Get"),
     ("Datastore", "Has"),
     ("Datastore", "GetSize"),
@@ -38,6 +38,7 @@ pub const METHODS: [(&str, &str); 26] = [
     ("Admin", "HandOver"),
     ("Admin", "ImportBlocks"),
     ("Admin", "ExportBlocks"),
+    ("Admin", "HoldDeletes"),
 ];
 
 /// Upper bounds of the buckets of durations, in microseconds: from an index look-up to a disk that hardly answers.
