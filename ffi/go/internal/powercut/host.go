@@ -169,6 +169,7 @@ func Run(o Options) (Result, error) {
 		}
 		result.Rounds++
 	}
+	basaltCuts, reclaimed := 0, int64(0)
 	for _, l := range lanes {
 		if l.cuts == 0 {
 			continue
@@ -186,11 +187,16 @@ func Run(o Options) (Result, error) {
 		if l.last.Acknowledged == 0 {
 			failures = append(failures, fmt.Errorf("%s: nothing was acknowledged, so nothing is proven", l.name))
 		}
-		if l.cuts > 2 && l.segments+l.freed == 0 && l.plan.Store == Basalt {
-			failures = append(failures, fmt.Errorf("%s: reclaim gave nothing back before any of the cuts, so of it nothing is proven", l.name))
+		if l.plan.Store == Basalt {
+			basaltCuts += l.cuts
+			reclaimed += int64(l.segments) + int64(l.freed)
 		}
 		o.say("%s: %d cuts and %d while it recovered, %d acknowledged, %d lost, %d wrong; %d segments (%.1f MiB) reclaimed%s", l.name, l.cuts, l.recoveries,
 			l.last.Acknowledged, l.last.Lost, l.last.Wrong, l.segments, float64(l.freed)/(1<<20), l.last.allowed())
+	}
+	// Of all lanes: the lives of one may all be too short for a segment to fill.
+	if basaltCuts > 2 && reclaimed == 0 {
+		failures = append(failures, errors.New("reclaim gave nothing back before any of the cuts, so of it nothing is proven"))
 	}
 	if result.Lost+result.Wrong > 0 {
 		failures = append(failures, fmt.Errorf("%d lost, %d wrong", result.Lost, result.Wrong))

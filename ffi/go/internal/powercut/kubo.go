@@ -51,6 +51,12 @@ func (g *guest) openKubo() error {
 		return err
 	}
 	k.Before, k.Patience = before, openMax
+	if g.plan.Make && g.plan.Control {
+		// The agent that `ipfs init` has started would serve on, with flushes.
+		if _, err := k.KillAgent(); err != nil {
+			return err
+		}
+	}
 	if g.plan.Make {
 		// A repo is mostly older than a power cut, and Kubo flushes none of the files that `ipfs init` makes.
 		unix.Sync()
