@@ -13,7 +13,10 @@ use basalt_blockstore::{Error, ErrorKind};
 use basalt_node::{Config as NodeConfig, Host, Node, NodeFile, Server, client, lock::OwnerLock, sockets::Paths};
 use basalt_proto::v1::{HandOverRequest, StatusRequest, StatusResponse};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+};
 
 use crate::{
     access::require_node,
@@ -22,6 +25,7 @@ use crate::{
     dataset,
     exit::{Failure, Outcome},
     http::{self, Observed},
+    ledger::Hosted,
     logging::{self, LevelHandle},
     metrics,
     notify::Notifier,
@@ -109,12 +113,26 @@ async fn serve(path: &Path, options: &Agent, loaded: Loaded, level: LevelHandle)
             return Err(err.into());
         }
     };
+    // In the background: neither Kubo nor its blocks wait for a ledger.
+    let mut plane = JoinSet::new();
+    let ledger = match options.exit_when_idle || node.is_read_only() {
+        true => None,
+        false => Hosted::begin(path, &loaded.agent.plane, &mut plane),
+    };
+    if let Some(ledger) = &ledger
+        && let Err(failure) = ledger.listen(server.paths(), &mut plane)
+    {
+        tracing::error!("commands can't reach the ledger: {}", failure.message);
+    }
     if let Some(address) = loaded.agent.http_listen.filter(|_| !options.exit_when_idle) {
         match http::bind(address).await {
             Ok(listener) => {
                 let address = listener.local_addr().unwrap_or(address);
                 tracing::info!(%address, "HTTP serves /metrics, /healthz and /readyz");
-                tokio::spawn(http::serve(listener, Arc::new(Served(Arc::clone(&node)))));
+                tokio::spawn(http::serve(
+                    listener,
+                    Arc::new(Served { node: Arc::clone(&node), ledger: ledger.clone() }),
+                ));
             }
             Err(failure) => {
                 server.stop().await?;
@@ -135,6 +153,7 @@ async fn serve(path: &Path, options: &Agent, loaded: Loaded, level: LevelHandle)
     notifier.ready();
     let why = until_stop(&node, path, options, &loaded, &level, &notifier, &mut signals).await;
     snapshots.abort();
+    plane.shutdown().await;
     notifier.stopping(&why);
     notifier.extend(loaded.node.drain_deadline + CLOSE_MARGIN);
     tracing::info!(why, "stopping");
@@ -344,12 +363,15 @@ impl Signals {
 }
 
 /// A served node as HTTP shows it.
-struct Served(Arc<Node>);
+struct Served {
+    node: Arc<Node>,
+    ledger: Option<Arc<Hosted>>,
+}
 
 impl Served {
     /// Asking for free space can hang on a suspended pool, so it has a thread of its own and a bounded time.
     async fn status(&self) -> Result<StatusResponse, String> {
-        let node = Arc::clone(&self.0);
+        let node = Arc::clone(&self.node);
         let asked = tokio::task::spawn_blocking(move || node.status());
         match tokio::time::timeout(Duration::from_secs(5), asked).await {
             Ok(Ok(status)) => Ok(status),
@@ -361,7 +383,18 @@ impl Served {
 
 impl Observed for Served {
     async fn metrics(&self) -> Result<String, String> {
-        metrics::text(&self.status().await?, &self.0.calls().snapshot()).map_err(|err| err.to_string())
+        if let Some(ledger) = &self.ledger {
+            // It sets the gauges of the plane.
+            ledger.view().await;
+        }
+        metrics::text(&self.status().await?, &self.node.calls().snapshot()).map_err(|err| err.to_string())
+    }
+
+    async fn degraded(&self) -> Vec<String> {
+        match &self.ledger {
+            Some(ledger) => ledger.view().await.degraded().into_iter().collect(),
+            None => Vec::new(),
+        }
     }
 
     async fn unready(&self) -> Vec<String> {

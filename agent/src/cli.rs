@@ -200,7 +200,7 @@ pub struct Agent {
 }
 
 /// Where the config comes from.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct ConfigSource {
     /// The config file [default: basalt.toml in the node's folder, if there is one].
     #[arg(long, env = "BASALT_CONFIG", value_name = "FILE")]

@@ -30,6 +30,10 @@ pub trait Observed: Send + Sync + 'static {
     fn metrics(&self) -> impl Future<Output = Result<String, String>> + Send;
     /// Why the node does not serve as it should; empty: it does.
     fn unready(&self) -> impl Future<Output = Vec<String>> + Send;
+    /// What is not as it should be though the node serves all the same.
+    fn degraded(&self) -> impl Future<Output = Vec<String>> + Send {
+        async { Vec::new() }
+    }
 }
 
 /// Takes the address. An address in use is an error that names it.
@@ -91,7 +95,11 @@ async fn answer<O: Observed>(request: &Request<Incoming>, observed: &O) -> Respo
     match request.uri().path() {
         "/healthz" => page(StatusCode::OK, "alive\n".into()),
         "/readyz" => match observed.unready().await {
-            reasons if reasons.is_empty() => page(StatusCode::OK, "ready\n".into()),
+            reasons if reasons.is_empty() => {
+                let degraded = observed.degraded().await;
+                let degraded: String = degraded.iter().map(|what| format!("degraded: {what}\n")).collect();
+                page(StatusCode::OK, format!("ready\n{degraded}"))
+            }
             reasons => page(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
         },
         "/metrics" => match observed.metrics().await {

@@ -21,6 +21,7 @@ mod hostile_tests;
 mod http;
 mod import;
 mod init;
+mod ledger;
 mod logging;
 mod mark;
 mod metrics;

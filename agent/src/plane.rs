@@ -1,4 +1,4 @@
-//! The state plane: its part of the config (`[plane]`, `[cql]`), and `basalt plane`.
+//! The state plane: its part of the config (`[plane]`, `[cql]`, `[kubo]`), and `basalt plane`.
 
 use std::{
     collections::BTreeMap,
@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
+use basalt_kubo::{Auth, Client, Endpoint, EndpointError, Options as KuboOptions};
 use basalt_node::config::{ConfigError, Kind, Place, Problem, Setting, Settings, Value};
 use basalt_stateplane::{
-    Class,
+    Class, EmbeddedOptions, JournalOptions,
     cql::{self, CqlLedger, CqlOptions, Dialect, Level, Password, Tls},
 };
 use serde_json::json;
@@ -37,10 +38,44 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         section: "plane",
         key: "engine",
-        kind: Kind::Choice(&["embedded", "cql"]),
+        kind: Kind::Choice(&["embedded", "cql", "none"]),
         default: || Value::Text("embedded".to_owned()),
         reload: false,
-        about: "Where the ledger of pins is: in the node's own folder, or in the ScyllaDB of `[cql]` that a fleet shares.",
+        about: "Where the ledger of pins is: in the node's own folder (`plane/`), in the ScyllaDB of `[cql]` that a fleet shares, or nowhere. An agent that \
+                Kubo started opens none.",
+    },
+    Setting {
+        section: "plane",
+        key: "journal_entries_max",
+        kind: Kind::Integer { min: 1, max: 1_000_000_000 },
+        default: || Value::Integer(JournalOptions::default().entries_max),
+        reload: false,
+        about: "Changes that may wait in the node's folder while the ledger of `[cql]` is away; more are refused.",
+    },
+    Setting {
+        section: "plane",
+        key: "journal_bytes_max",
+        kind: Kind::Bytes { min: 1 << 20, max: 1 << 40 },
+        default: || Value::Integer(JournalOptions::default().bytes_max),
+        reload: false,
+        about: "Bytes of these.",
+    },
+    Setting {
+        section: "kubo",
+        key: "api",
+        kind: Kind::Text,
+        default: || Value::Text(String::new()),
+        reload: false,
+        about: "Address of Kubo's RPC: `http://127.0.0.1:5001`, `unix:/run/ipfs/api.sock`, or a multiaddr. With it the agent registers what Kubo holds and does the \
+                pins that are wanted here; `\"\"`: neither.",
+    },
+    Setting {
+        section: "kubo",
+        key: "auth_file",
+        kind: Kind::Text,
+        default: || Value::Text(String::new()),
+        reload: false,
+        about: "File with what Kubo's `API.Authorizations` ask for, `bearer:TOKEN` or `basic:USER:PASSWORD`, and nothing else.",
     },
     cql(
         "contact_points",
@@ -174,12 +209,53 @@ pub const SETTINGS: &[Setting] = &[
 /// Which ledger the node uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlaneConfig {
-    /// Whether it is the one of `[cql]`.
-    pub shared: bool,
+    /// Where the ledger is.
+    pub engine: Engine,
+    /// Bounds of the journal before the ledger of `[cql]`.
+    pub journal: JournalOptions,
+    /// The Kubo that holds the pins.
+    pub kubo: Option<KuboConfig>,
     /// `[cql]`, without the password.
     cql: CqlOptions,
     /// User, and the file with the password.
     login: Option<(String, PathBuf)>,
+}
+
+/// Where a ledger is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// In the node's folder.
+    Embedded,
+    /// In the ScyllaDB of `[cql]`.
+    Cql,
+    /// Nowhere: the agent has no plane.
+    None,
+}
+
+/// `[kubo]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KuboConfig {
+    /// Its RPC.
+    pub api: Endpoint,
+    /// File with its authorization.
+    auth_file: Option<PathBuf>,
+}
+
+impl KuboConfig {
+    #[allow(dead_code, reason = "for who talks to Kubo")]
+    /// A client; the authorization is read now.
+    pub fn client(&self) -> Outcome<Client> {
+        let auth: Auth = match &self.auth_file {
+            None => Auth::None,
+            Some(file) => {
+                let text = std::fs::read_to_string(file)
+                    .map_err(|err| Failure::io(format!("read [kubo] auth_file {}", file.display()), err))?;
+                text.parse().map_err(|err| Failure::usage(format!("[kubo] auth_file {}: {err}", file.display())))?
+            }
+        };
+        Client::new(self.api.clone(), &auth, KuboOptions::default())
+            .map_err(|err| Failure::usage(format!("[kubo] auth_file: {err}")))
+    }
 }
 
 fn level_name(level: Level) -> &'static str {
@@ -277,14 +353,45 @@ impl PlaneConfig {
             let key = what.split(':').next().unwrap_or_default().to_owned();
             problem(&key, what, "see [cql] in `basalt config reference`");
         }
+        let kubo = match settings.text("kubo", "api") {
+            "" => None,
+            api => match api.parse() {
+                Ok(api) => {
+                    let auth_file = Some(settings.text("kubo", "auth_file")).filter(|file| !file.is_empty());
+                    Some(KuboConfig { api, auth_file: auth_file.map(PathBuf::from) })
+                }
+                Err(err) => {
+                    problems.push(Problem {
+                        place: settings.place("kubo", "api").cloned().unwrap_or(Place::File),
+                        message: "[kubo] api".to_owned(),
+                        remedy: EndpointError::to_string(&err),
+                    });
+                    None
+                }
+            },
+        };
         if !problems.is_empty() {
             return Err(ConfigError { path: path.to_owned(), problems });
         }
-        Ok(PlaneConfig { shared: settings.text("plane", "engine") == "cql", cql, login })
+        let engine = match settings.text("plane", "engine") {
+            "cql" => Engine::Cql,
+            "none" => Engine::None,
+            _ => Engine::Embedded,
+        };
+        let journal = JournalOptions {
+            entries_max: settings.integer("plane", "journal_entries_max"),
+            bytes_max: settings.integer("plane", "journal_bytes_max"),
+        };
+        Ok(PlaneConfig { engine, journal, kubo, cql, login })
+    }
+
+    /// Memory of the embedded ledger: it is a guest on a host whose memory is for blocks.
+    pub fn embedded(&self) -> EmbeddedOptions {
+        EmbeddedOptions::default()
     }
 
     /// `[cql]` with the password, read now.
-    fn options(&self) -> Outcome<CqlOptions> {
+    pub fn options(&self) -> Outcome<CqlOptions> {
         let mut options = self.cql.clone();
         if let Some((user, file)) = &self.login {
             let password = std::fs::read_to_string(file)
@@ -295,7 +402,7 @@ impl PlaneConfig {
     }
 }
 
-fn failure(err: basalt_stateplane::Error) -> Failure {
+pub fn failure(err: basalt_stateplane::Error) -> Failure {
     let exit = match err.class() {
         Class::Config | Class::Denied => Exit::Usage,
         _ => Exit::Failure,
@@ -311,12 +418,13 @@ pub async fn plane(node: &Path, command: &Plane) -> Outcome {
         }
     };
     let config = Loaded::load(node, source)?.agent.plane;
-    if !config.shared {
+    if config.engine != Engine::Cql {
         if as_json {
-            say!("{}", json!({ "engine": "embedded" }));
+            say!("{}", json!({ "engine": if config.engine == Engine::None { "none" } else { "embedded" } }));
         } else {
             say!(
-                "the ledger is embedded in the node; it has no schema to migrate ([plane] engine = \"cql\" makes it a fleet's)"
+                "the ledger is {}; it has no schema to migrate ([plane] engine = \"cql\" makes it a fleet's)",
+                if config.engine == Engine::None { "nowhere" } else { "embedded in the node" }
             );
         }
         return Ok(());
@@ -387,13 +495,14 @@ mod tests {
     #[test]
     fn the_defaults_are_those_of_the_crate() {
         let config = check("").unwrap();
-        assert_eq!((config.shared, config.cql), (false, CqlOptions::default()));
+        assert_eq!((config.engine, config.kubo, config.cql), (Engine::Embedded, None, CqlOptions::default()));
+        assert_eq!(config.journal, JournalOptions::default());
     }
 
     #[test]
     fn every_setting_reaches_the_options() {
         let config = check(
-            "[plane]\nengine = \"cql\"\n[cql]\ncontact_points = [\"db1\", \"db2:9043\"]\nport = 9044\nkeyspace = \"fleet\"\ndatacenter = \"east\"\n\
+            "[plane]\nengine = \"cql\"\njournal_entries_max = 12\njournal_bytes_max = \"2 MiB\"\n[kubo]\napi = \"unix:/k\"\nauth_file = \"/a\"\n[cql]\ncontact_points = [\"db1\", \"db2:9043\"]\nport = 9044\nkeyspace = \"fleet\"\ndatacenter = \"east\"\n\
              replication = [\"east:3\", \"west:2\"]\nuser = \"me\"\npassword_file = \"/p\"\ntls_ca_file = \"/ca\"\ntls_cert_file = \"/c\"\n\
              tls_key_file = \"/k\"\nread_level = \"local_one\"\nwrite_level = \"each_quorum\"\nscan_level = \"quorum\"\nconnect_timeout_ms = 1001\n\
              point_timeout_ms = 1002\nscan_timeout_ms = 1003\nclaim_timeout_ms = 1004\nconnections = 5\nin_flight_max = 6\ntries = 7\n\
@@ -422,7 +531,9 @@ mod tests {
             backoff_max: Duration::from_millis(9),
             speculate_after: None,
         };
-        assert!(config.shared);
+        assert_eq!(config.engine, Engine::Cql);
+        assert_eq!(config.journal, JournalOptions { entries_max: 12, bytes_max: 1 << 21 });
+        assert_eq!(config.kubo, Some(KuboConfig { api: Endpoint::Unix("/k".into()), auth_file: Some("/a".into()) }));
         assert_eq!(config.cql, wanted);
         assert_eq!(config.login, Some(("me".to_owned(), "/p".into())));
     }

@@ -29,6 +29,7 @@ pub async fn status(node: &Path, options: &Status) -> Outcome {
     let datasets = tokio::task::spawn_blocking(move || dataset::glance(&folder)).await.ok().flatten();
     let folder = node.to_path_buf();
     let snapshots = tokio::task::spawn_blocking(move || crate::snapshot::glance(&folder)).await.ok().flatten();
+    let plane = crate::ledger::glance(node).await;
     if options.json {
         let mut object = object(&status, served);
         if let Some((_, snapshots)) = &snapshots {
@@ -36,6 +37,9 @@ pub async fn status(node: &Path, options: &Status) -> Outcome {
         }
         if let Some((_, datasets)) = datasets {
             object["zfs"] = datasets;
+        }
+        if let Some((_, plane)) = plane {
+            object["plane"] = plane;
         }
         say!("{object}");
     } else {
@@ -45,6 +49,9 @@ pub async fn status(node: &Path, options: &Status) -> Outcome {
         }
         if let Some((lines, _)) = snapshots {
             say!("\nSNAPSHOTS\n{lines}");
+        }
+        if let Some((line, _)) = plane {
+            say!("\nPLANE\n{line}");
         }
     }
     Ok(())

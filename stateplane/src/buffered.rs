@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::SystemTime,
@@ -12,8 +12,8 @@ use async_trait::async_trait;
 
 use crate::{
     Bucket, Change, Claim, Class, Conditional, Cursor, Error, Expiry, ExpiryShard, Generation, Journal, Multihash,
-    Operation, Owner, Page, Peer, Pin, PinKey, PinLedger, Placement, Result, Slot, Tag, Waiting, generation::micros,
-    journal::too_old,
+    Operation, Owner, Page, Peer, Pin, PinKey, PinLedger, Placement, PlaneKey, Registration, Result, Slot, Tag,
+    Waiting, generation::micros, journal::too_old,
 };
 
 /// A ledger with a [`Journal`] before it. A change returns once the ledger or the journal has it, durably; [`Buffered::deliver`] brings what waits.
@@ -26,6 +26,7 @@ pub struct Buffered {
     journal: Journal,
     /// Unix time in milliseconds since which the ledger is away; 0: it isn't.
     away_since: Arc<AtomicU64>,
+    away: Arc<Mutex<Option<Error>>>,
 }
 
 /// How it stands with the ledger.
@@ -59,7 +60,20 @@ const DELIVERED_AT_A_TIME: usize = 256;
 impl Buffered {
     /// A ledger with a journal before it. What the journal has from an earlier life is delivered too.
     pub fn new(ledger: Arc<dyn PinLedger>, journal: Journal) -> Buffered {
-        Buffered { ledger, journal, away_since: Arc::default() }
+        Buffered { ledger, journal, away_since: Arc::default(), away: Arc::default() }
+    }
+
+    /// Asks the ledger whether it is there, when nobody else has.
+    pub async fn look(&self) {
+        if let Err(err) = self.ledger.closed_slot(ExpiryShard(0)).await {
+            let _ = self.is_away(err);
+        }
+    }
+
+    /// Why the ledger is away, by its last word.
+    pub fn away(&self) -> Option<Error> {
+        let why = self.away.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        why.filter(|_| self.away_since.load(Ordering::SeqCst) != 0)
     }
 
     /// How it stands.
@@ -124,6 +138,7 @@ impl Buffered {
 
     fn is_away(&self, err: Error) -> Error {
         let now = u64::try_from(micros(SystemTime::now()) / 1000).unwrap_or(1).max(1);
+        *self.away.lock().unwrap_or_else(PoisonError::into_inner) = Some(err.clone());
         // The first failure counts.
         let _ = self.away_since.compare_exchange(0, now, Ordering::SeqCst, Ordering::SeqCst);
         err
@@ -239,8 +254,8 @@ impl PinLedger for Buffered {
         self.ledger.placements_of_peer(peer, bucket, after, limit).await
     }
 
-    fn bucket(&self, multihash: &Multihash) -> Bucket {
-        self.ledger.bucket(multihash)
+    async fn key(&self) -> Result<PlaneKey> {
+        self.ledger.key().await
     }
 
     async fn expiries(
@@ -259,6 +274,18 @@ impl PinLedger for Buffered {
 
     async fn closed_slot(&self, shard: ExpiryShard) -> Result<Option<Slot>> {
         self.ledger.closed_slot(shard).await
+    }
+
+    async fn register(&self, told: &Registration) -> Result<()> {
+        self.ledger.register(told).await
+    }
+
+    async fn strike_off(&self, peer: &Peer, upto: Generation) -> Result<()> {
+        self.ledger.strike_off(peer, upto).await
+    }
+
+    async fn registrations(&self, after: Option<&Cursor>, limit: usize) -> Result<Page<Registration>> {
+        self.ledger.registrations(after, limit).await
     }
 
     async fn claim(&self, operation: &Operation, claimant: u128) -> Result<Claim> {

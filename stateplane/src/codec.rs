@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 
 use minicbor::{Decode, Encode};
 
-use crate::{Change, Generation, Have, Multihash, NameError, Pin, PinKey, Want};
+use crate::{
+    Change, Generation, Have, Multihash, NameError, Peer, Pin, PinKey, Placement, RegisteredShard, Registration, Want,
+};
 
 /// First byte of every value.
 const VERSION: u8 = 1;
@@ -196,6 +198,107 @@ pub(crate) struct StoredClaim {
     pub until_ms: u64,
 }
 
+/// What a node told of itself, or that it was struck off.
+#[derive(Debug, Encode, Decode)]
+#[cbor(map)]
+pub(crate) struct StoredRegistration {
+    #[n(0)]
+    pub generation: i64,
+    #[n(1)]
+    pub removed: bool,
+    #[n(2)]
+    pub seen_ms: u64,
+    #[n(3)]
+    pub node_id: String,
+    #[n(4)]
+    pub basalt: String,
+    #[n(5)]
+    pub kubo: String,
+    #[n(6)]
+    pub capacity_bytes: u64,
+    #[n(7)]
+    pub free_bytes: u64,
+    #[n(8)]
+    pub shards: Vec<StoredShard>,
+}
+
+#[derive(Debug, Encode, Decode)]
+#[cbor(map)]
+pub(crate) struct StoredShard {
+    #[n(0)]
+    pub id: u32,
+    #[n(1)]
+    pub blocks: u64,
+    #[n(2)]
+    pub bytes: u64,
+    #[n(3)]
+    pub free_bytes: u64,
+    #[n(4)]
+    pub serving: bool,
+}
+
+impl StoredRegistration {
+    pub(crate) fn of(told: &Registration) -> StoredRegistration {
+        let shard = |shard: &RegisteredShard| StoredShard {
+            id: shard.id,
+            blocks: shard.blocks,
+            bytes: shard.bytes,
+            free_bytes: shard.free_bytes,
+            serving: shard.serving,
+        };
+        StoredRegistration {
+            generation: told.generation.get(),
+            removed: false,
+            seen_ms: told.seen_ms,
+            node_id: told.node_id.clone(),
+            basalt: told.basalt.clone(),
+            kubo: told.kubo.clone(),
+            capacity_bytes: told.capacity_bytes,
+            free_bytes: told.free_bytes,
+            shards: told.shards.iter().map(shard).collect(),
+        }
+    }
+
+    pub(crate) fn removed(generation: Generation) -> StoredRegistration {
+        StoredRegistration {
+            generation: generation.get(),
+            removed: true,
+            seen_ms: 0,
+            node_id: String::new(),
+            basalt: String::new(),
+            kubo: String::new(),
+            capacity_bytes: 0,
+            free_bytes: 0,
+            shards: Vec::new(),
+        }
+    }
+
+    /// What it told; `None`: it was struck off.
+    pub(crate) fn registration(self, peer: Peer) -> Result<Option<Registration>, Malformed> {
+        if self.removed {
+            return Ok(None);
+        }
+        let shard = |shard: StoredShard| RegisteredShard {
+            id: shard.id,
+            blocks: shard.blocks,
+            bytes: shard.bytes,
+            free_bytes: shard.free_bytes,
+            serving: shard.serving,
+        };
+        Ok(Some(Registration {
+            peer,
+            generation: generation(self.generation)?,
+            seen_ms: self.seen_ms,
+            node_id: self.node_id,
+            basalt: self.basalt,
+            kubo: self.kubo,
+            capacity_bytes: self.capacity_bytes,
+            free_bytes: self.free_bytes,
+            shards: self.shards.into_iter().map(shard).collect(),
+        }))
+    }
+}
+
 /// A change, for a queue.
 #[derive(Debug, Encode, Decode)]
 #[cbor(map)]
@@ -250,6 +353,29 @@ pub(crate) fn change_to_bytes(change: &Change) -> Vec<u8> {
         }
     }
     to_bytes(&stored)
+}
+
+/// A placement, whole, as it travels.
+pub(crate) fn placement_to_bytes(placement: &Placement) -> Vec<u8> {
+    to_bytes(&StoredChange {
+        multihash: placement.multihash.as_bytes().to_vec(),
+        whose: placement.peer.as_str().to_owned(),
+        codec: 0,
+        pin: None,
+        want: placement.want.as_ref().map(StoredWant::of),
+        have: placement.have.as_ref().map(StoredHave::of),
+        forget: None,
+    })
+}
+
+pub(crate) fn placement_from_bytes(bytes: &[u8]) -> Result<Placement, Malformed> {
+    let stored: StoredChange = from_bytes(bytes)?;
+    Ok(Placement {
+        multihash: Multihash::from_bytes(&stored.multihash)?,
+        peer: stored.whose.parse()?,
+        want: stored.want.map(|want| want.want()).transpose()?,
+        have: stored.have.map(StoredHave::have).transpose()?,
+    })
 }
 
 pub(crate) fn change_from_bytes(bytes: &[u8]) -> Result<Change, Malformed> {

@@ -19,10 +19,11 @@ use rocksdb::{
 
 use crate::{
     Bucket, Change, Claim, Class, Conditional, Cursor, Error, Expiry, ExpiryShard, FENCE_DAYS, Generation, Multihash,
-    Operation, Owner, PAGE_MAX, Page, Peer, Pin, PinKey, PinLedger, Placement, PlaneKey, Result, Slot, Tag,
+    Operation, Owner, PAGE_MAX, Page, Peer, Pin, PinKey, PinLedger, Placement, PlaneKey, Registration, Result, Slot,
+    Tag,
     codec::{
-        Key, KeyReader, Malformed, StoredClaim, StoredHave, StoredPin, StoredPlacement, StoredWant, from_bytes,
-        to_bytes,
+        Key, KeyReader, Malformed, StoredClaim, StoredHave, StoredPin, StoredPlacement, StoredRegistration, StoredWant,
+        from_bytes, to_bytes,
     },
     generation::micros,
     ledger::{check_outcome, conditional_key},
@@ -47,6 +48,8 @@ mod kind {
     pub const CLAIM: u8 = b'd';
     /// Closed slot of a shard.
     pub const CLOSED: u8 = b'w';
+    /// Registered node: peer.
+    pub const NODE: u8 = b'n';
     /// What the ledger is: its format and its hash key.
     pub const META: u8 = b'm';
 }
@@ -182,6 +185,9 @@ fn past_its_use(key: &[u8], value: &[u8], now: SystemTime) -> bool {
         Some(&kind::PIN) => from_bytes::<StoredPin>(value).is_ok_and(|pin| pin.removed && pin.generation < fenced),
         Some(&kind::PLACEMENT) => from_bytes::<StoredPlacement>(value)
             .is_ok_and(|known| known.want.is_none() && known.have.is_none() && known.forgotten < fenced),
+        Some(&kind::NODE) => {
+            from_bytes::<StoredRegistration>(value).is_ok_and(|node| node.removed && node.generation < fenced)
+        }
         Some(&kind::CLAIM) => from_bytes::<StoredClaim>(value).is_ok_and(|claim| claim.until_ms < now_ms(now)),
         _ => false,
     }
@@ -504,6 +510,18 @@ impl Inner {
         Ok(Some(Slot(u64::from_be_bytes(slot))))
     }
 
+    fn set_node(&self, peer: &Peer, new: &StoredRegistration, tried: &str) -> Result<()> {
+        let key = Key::new(kind::NODE).part(peer.as_str().as_bytes()).0;
+        let _held = self.lock([key.as_slice()].into_iter());
+        if let Some(old) = self.db.get(&key).map_err(failed(tried))? {
+            let old: StoredRegistration = from_bytes(&old).map_err(malformed(tried))?;
+            if new.generation < old.generation || (new.generation == old.generation && !new.removed) {
+                return Ok(());
+            }
+        }
+        self.db.put_opt(&key, to_bytes(new), &synced()).map_err(failed(tried))
+    }
+
     fn close_slot(&self, slot: Slot, shard: ExpiryShard) -> Result<()> {
         let tried = format!("close slot {} of expiry shard {}", slot.0, shard.0);
         let _held = self.lock([b"closed".as_slice()].into_iter());
@@ -666,8 +684,8 @@ impl PinLedger for Embedded {
         .await
     }
 
-    fn bucket(&self, multihash: &Multihash) -> Bucket {
-        self.inner.key.bucket(multihash)
+    async fn key(&self) -> Result<PlaneKey> {
+        Ok(self.inner.key.clone())
     }
 
     async fn expiries(
@@ -696,6 +714,34 @@ impl PinLedger for Embedded {
 
     async fn closed_slot(&self, shard: ExpiryShard) -> Result<Option<Slot>> {
         self.blocking(move |inner| inner.closed_slot(shard, "read how far expiry is")).await
+    }
+
+    async fn register(&self, told: &Registration) -> Result<()> {
+        told.check()?;
+        let told = told.clone();
+        self.blocking(move |inner| {
+            inner.set_node(&told.peer, &StoredRegistration::of(&told), &format!("register {}", told.peer))
+        })
+        .await
+    }
+
+    async fn strike_off(&self, peer: &Peer, upto: Generation) -> Result<()> {
+        let peer = peer.clone();
+        self.blocking(move |inner| {
+            inner.set_node(&peer, &StoredRegistration::removed(upto), &format!("strike off {peer}"))
+        })
+        .await
+    }
+
+    async fn registrations(&self, after: Option<&Cursor>, limit: usize) -> Result<Page<Registration>> {
+        let after = after.cloned();
+        self.blocking(move |inner| {
+            inner.page("list nodes", Key::new(kind::NODE), after.as_ref(), limit, |key, value| {
+                let peer = key.text()?.parse()?;
+                Ok(from_bytes::<StoredRegistration>(value)?.registration(peer)?)
+            })
+        })
+        .await
     }
 
     async fn claim(&self, operation: &Operation, claimant: u128) -> Result<Claim> {

@@ -45,6 +45,11 @@ impl Error {
         Error { tried: tried.into(), class, why: why.into() }
     }
 
+    /// What was tried, and why it failed; for sending it on.
+    pub(crate) fn parts(&self) -> (&str, &str) {
+        (&self.tried, &self.why)
+    }
+
     /// What the caller would do.
     pub fn class(&self) -> Class {
         self.class

@@ -7,7 +7,7 @@ use data_encoding::BASE32HEX_NOPAD;
 
 use crate::{
     Bucket, Change, Class, Error, Expiry, ExpiryShard, Generation, Have, Multihash, Operation, Owner, Peer, Pin,
-    PinKey, Placement, Result, Slot, Tag, Want,
+    PinKey, Placement, PlaneKey, Registration, Result, Slot, Tag, Want,
 };
 
 /// Most items of a page.
@@ -112,8 +112,8 @@ pub trait PinLedger: Send + Sync + fmt::Debug {
         limit: usize,
     ) -> Result<Page<Placement>>;
 
-    /// The bucket that a multihash is in, at peers and owners.
-    fn bucket(&self, multihash: &Multihash) -> Bucket;
+    /// The key by which rows spread over buckets. It never changes.
+    async fn key(&self) -> Result<PlaneKey>;
 
     /// Hints of pins that expire in a slot.
     async fn expiries(
@@ -129,6 +129,15 @@ pub trait PinLedger: Send + Sync + fmt::Debug {
 
     /// The last slot that was closed; `None`: none was.
     async fn closed_slot(&self, shard: ExpiryShard) -> Result<Option<Slot>>;
+
+    /// Notes what a node tells of itself, unless something newer is known.
+    async fn register(&self, told: &Registration) -> Result<()>;
+
+    /// Strikes a node off. What it told up to this generation stays forgotten.
+    async fn strike_off(&self, peer: &Peer, upto: Generation) -> Result<()>;
+
+    /// All nodes that are registered.
+    async fn registrations(&self, after: Option<&Cursor>, limit: usize) -> Result<Page<Registration>>;
 
     /// Claims an operation for a claimant (a random number of its own). Of many at the same time one gets it. A claim lasts for seven days.
     async fn claim(&self, operation: &Operation, claimant: u128) -> Result<Claim>;

@@ -8,6 +8,8 @@
 //!
 //! [`Buffered`] stands before any of them and takes changes into a local [`Journal`] while the ledger is away.
 //!
+//! [`Deferred`] stands for a ledger that is still being opened, and counts what is asked of it; [`socket`] serves one to other processes of the host.
+//!
 //! One suite (`tests/suite`) holds them to the same results.
 //!
 //! # Generations
@@ -21,17 +23,21 @@ mod bucket;
 mod buffered;
 mod codec;
 pub mod cql;
+mod deferred;
 mod embedded;
 mod error;
 mod generation;
 mod journal;
 mod ledger;
+pub mod metrics;
 mod model;
 mod name;
 mod record;
+pub mod socket;
 
 pub use bucket::{BUCKETS, Bucket, EXPIRY_SHARDS, ExpiryShard, PlaneKey, SLOT_SECONDS, Slot};
 pub use buffered::{Buffered, Delivered, Standing};
+pub use deferred::Deferred;
 pub use embedded::{Embedded, EmbeddedOptions};
 pub use error::{Class, Error, Result};
 pub use generation::{Clock, Generation, SKEW_MAX};
@@ -39,7 +45,9 @@ pub use journal::{Journal, JournalOptions, Waiting};
 pub use ledger::{Claim, Conditional, Cursor, PAGE_MAX, Page, PinLedger};
 pub use model::{Fault, Model};
 pub use name::{Multihash, NAME_BYTES_MAX, NameError, Operation, Owner, PEER_BYTES_MAX, Peer, PinName, TAGS_MAX, Tag};
-pub use record::{Change, Expiry, Have, Pin, PinKey, Placement, Want};
+pub use record::{
+    Change, Expiry, Have, Pin, PinKey, Placement, RegisteredShard, Registration, SHARDS_MAX, WORD_BYTES_MAX, Want,
+};
 
 /// How long a removal fences older changes of the same record, in days. Nothing may sit in a queue for longer.
 pub const FENCE_DAYS: u32 = 10;

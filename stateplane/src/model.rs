@@ -10,7 +10,8 @@ use async_trait::async_trait;
 
 use crate::{
     Bucket, Change, Claim, Class, Conditional, Cursor, Error, Expiry, ExpiryShard, Generation, Have, Multihash,
-    Operation, Owner, PAGE_MAX, Page, Peer, Pin, PinKey, PinLedger, Placement, PlaneKey, Result, Slot, Tag, Want,
+    Operation, Owner, PAGE_MAX, Page, Peer, Pin, PinKey, PinLedger, Placement, PlaneKey, Registration, Result, Slot,
+    Tag, Want,
     ledger::{check_outcome, conditional_key},
 };
 
@@ -41,6 +42,7 @@ struct State {
     hints: BTreeMap<PinKey, Slot>,
     placements: BTreeMap<(Multihash, Peer), Known>,
     closed: BTreeMap<ExpiryShard, Slot>,
+    nodes: BTreeMap<Peer, (Generation, Option<Registration>)>,
     claims: BTreeMap<Operation, (u128, Option<String>)>,
 }
 
@@ -250,8 +252,8 @@ impl PinLedger for Model {
         page(&format!("placements at {peer} in {bucket:?}"), here.into_iter(), after, limit)
     }
 
-    fn bucket(&self, multihash: &Multihash) -> Bucket {
-        self.key.bucket(multihash)
+    async fn key(&self) -> Result<PlaneKey> {
+        Ok(self.key.clone())
     }
 
     async fn expiries(
@@ -282,6 +284,29 @@ impl PinLedger for Model {
     async fn closed_slot(&self, shard: ExpiryShard) -> Result<Option<Slot>> {
         self.before()?;
         self.after(self.state().closed.get(&shard).copied())
+    }
+
+    async fn register(&self, told: &Registration) -> Result<()> {
+        told.check()?;
+        self.before()?;
+        let mut state = self.state();
+        if state.nodes.get(&told.peer).is_none_or(|(at, _)| told.generation > *at) {
+            state.nodes.insert(told.peer.clone(), (told.generation, Some(told.clone())));
+        }
+        self.after(())
+    }
+
+    async fn strike_off(&self, peer: &Peer, upto: Generation) -> Result<()> {
+        self.before()?;
+        let mut state = self.state();
+        if state.nodes.get(peer).is_some_and(|(at, _)| upto >= *at) {
+            state.nodes.insert(peer.clone(), (upto, None));
+        }
+        self.after(())
+    }
+
+    async fn registrations(&self, after: Option<&Cursor>, limit: usize) -> Result<Page<Registration>> {
+        page("nodes", self.state().nodes.values().filter_map(|(_, told)| told.clone()), after, limit)
     }
 
     async fn claim(&self, operation: &Operation, claimant: u128) -> Result<Claim> {

@@ -84,6 +84,72 @@ impl Placement {
     }
 }
 
+/// A node of the fleet, as it tells of itself. Told again every while, which is its heartbeat; so it waits in no journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// Its Kubo.
+    pub peer: Peer,
+    /// Of what it told.
+    pub generation: Generation,
+    /// Unix time in milliseconds at which it told.
+    pub seen_ms: u64,
+    /// The Basalt node that the Kubo's blocks are in; at most [`WORD_BYTES_MAX`].
+    pub node_id: String,
+    /// Version of Basalt; at most [`WORD_BYTES_MAX`].
+    pub basalt: String,
+    /// Version of Kubo; at most [`WORD_BYTES_MAX`]; empty where it did not answer.
+    pub kubo: String,
+    /// Bytes that its file systems have, each counted once.
+    pub capacity_bytes: u64,
+    /// Bytes of these that are free.
+    pub free_bytes: u64,
+    /// Its shards; at most [`SHARDS_MAX`].
+    pub shards: Vec<RegisteredShard>,
+}
+
+/// A shard of a registered node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegisteredShard {
+    /// Its number.
+    pub id: u32,
+    /// Live blocks.
+    pub blocks: u64,
+    /// Bytes of these.
+    pub bytes: u64,
+    /// Bytes that its file system has left.
+    pub free_bytes: u64,
+    /// Whether it takes writes.
+    pub serving: bool,
+}
+
+/// Longest word that a node tells of itself.
+pub const WORD_BYTES_MAX: usize = 255;
+/// Most shards that a node tells of.
+pub const SHARDS_MAX: usize = 4096;
+
+impl Registration {
+    /// Refuses what no engine takes.
+    pub(crate) fn check(&self) -> Result<()> {
+        let tried = || format!("register {}", self.peer);
+        generation::check(self.generation, tried)?;
+        let long = [&self.node_id, &self.basalt, &self.kubo].into_iter().find(|word| word.len() > WORD_BYTES_MAX);
+        if let Some(word) = long {
+            let why = format!("'{word:.40}…' has {} bytes, and may have {WORD_BYTES_MAX}", word.len());
+            return Err(Error::new(tried(), Class::Argument, why));
+        }
+        if self.shards.len() > SHARDS_MAX {
+            let why = format!("it has {} shards, and may have {SHARDS_MAX}", self.shards.len());
+            return Err(Error::new(tried(), Class::Argument, why));
+        }
+        Ok(())
+    }
+
+    /// As engines keep it.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        codec::to_bytes(&codec::StoredRegistration::of(self))
+    }
+}
+
 /// A hint that a pin expires. The pin itself decides, by its generation.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Expiry {

@@ -146,8 +146,21 @@ impl PinLedger for GoesAway {
     ) -> basalt_stateplane::Result<basalt_stateplane::Page<Placement>> {
         self.back().await.placements_of_peer(peer, bucket, after, limit).await
     }
-    fn bucket(&self, multihash: &basalt_stateplane::Multihash) -> basalt_stateplane::Bucket {
-        self.buffered.bucket(multihash)
+    async fn key(&self) -> basalt_stateplane::Result<basalt_stateplane::PlaneKey> {
+        self.buffered.key().await
+    }
+    async fn register(&self, told: &basalt_stateplane::Registration) -> basalt_stateplane::Result<()> {
+        self.back().await.register(told).await
+    }
+    async fn strike_off(&self, peer: &basalt_stateplane::Peer, upto: Generation) -> basalt_stateplane::Result<()> {
+        self.back().await.strike_off(peer, upto).await
+    }
+    async fn registrations(
+        &self,
+        after: Option<&basalt_stateplane::Cursor>,
+        limit: usize,
+    ) -> basalt_stateplane::Result<basalt_stateplane::Page<basalt_stateplane::Registration>> {
+        self.back().await.registrations(after, limit).await
     }
     async fn expiries(
         &self,

@@ -50,11 +50,11 @@ async fn what_was_acknowledged_is_there_after_a_reopen() {
     let scene = Scene::new(Arc::new(open(&dir)));
     let pin = scene.pin(1);
     scene.ledger.put(pin.clone()).await.unwrap();
-    let bucket = scene.ledger.bucket(&pin.key.multihash);
+    let key = scene.ledger.key().await.unwrap();
     drop(scene);
     let ledger = open(&dir);
     assert_eq!(ledger.pin(&pin.key).await.unwrap(), Some(pin.clone()));
-    assert_eq!(ledger.bucket(&pin.key.multihash), bucket, "the hash key is another");
+    assert_eq!(ledger.key().await.unwrap(), key, "the hash key is another");
 }
 
 #[tokio::test]

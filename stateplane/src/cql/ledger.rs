@@ -26,8 +26,9 @@ use super::{
 };
 use crate::{
     Bucket, Change, Claim, Class, Conditional, Cursor, Error, Expiry, ExpiryShard, Generation, Have, Multihash,
-    NameError, Operation, Owner, PAGE_MAX, Page, Peer, Pin, PinKey, PinLedger, Placement, PlaneKey, Result, Slot, Tag,
-    Want,
+    NameError, Operation, Owner, PAGE_MAX, Page, Peer, Pin, PinKey, PinLedger, Placement, PlaneKey, Registration,
+    Result, Slot, Tag, Want,
+    codec::{StoredRegistration, from_bytes},
     ledger::{check_outcome, conditional_key},
     record::describe_operation,
 };
@@ -98,6 +99,9 @@ statements! {
     drop_slot: Write, "DELETE FROM $k.expiries WHERE slot = ? AND shard = ?";
     close_slot: Write, "UPDATE $k.expiry_closed USING TIMESTAMP ? SET slot = ? WHERE shard = ?";
     closed_slot: Read, "SELECT slot FROM $k.expiry_closed WHERE shard = ?";
+    register: Write, "INSERT INTO $k.nodes (peer, told) VALUES (?, ?) USING TIMESTAMP ?";
+    strike_off: Write, "DELETE FROM $k.nodes USING TIMESTAMP ? WHERE peer = ?";
+    nodes: Scan, "SELECT peer, told FROM $k.nodes";
     claim: Claim, "INSERT INTO $k.operations (operation, claimant) VALUES (?, ?) IF NOT EXISTS";
     finish: Claim, "UPDATE $k.operations SET outcome = ? WHERE operation = ? IF claimant = ?";
     claim_pin: Claim, "INSERT INTO $k.pin_claims (mh, owner, codec, expected, claim, change) VALUES (?, ?, ?, ?, ?, ?) IF NOT EXISTS";
@@ -663,8 +667,8 @@ impl PinLedger for CqlLedger {
         Ok(Page { items: items?.into_iter().flatten().collect(), next })
     }
 
-    fn bucket(&self, multihash: &Multihash) -> Bucket {
-        self.key.bucket(multihash)
+    async fn key(&self) -> Result<PlaneKey> {
+        Ok(self.key.clone())
     }
 
     async fn expiries(
@@ -705,6 +709,30 @@ impl PinLedger for CqlLedger {
         let tried = "read how far expiry is";
         let rows: Vec<(Option<i64>,)> = self.rows(tried, &self.statements.closed_slot, (i32::from(shard.0),)).await?;
         rows.first().and_then(|(slot,)| *slot).map(|slot| Ok(Slot(unsigned(slot, tried)?))).transpose()
+    }
+
+    async fn register(&self, told: &Registration) -> Result<()> {
+        told.check()?;
+        let values = (told.peer.as_str(), told.to_bytes(), told.generation.get());
+        self.execute(&format!("register {}", told.peer), &self.statements.register, values).await.map(drop)
+    }
+
+    async fn strike_off(&self, peer: &Peer, upto: Generation) -> Result<()> {
+        let values = (upto.get(), peer.as_str());
+        self.execute(&format!("strike off {peer}"), &self.statements.strike_off, values).await.map(drop)
+    }
+
+    async fn registrations(&self, after: Option<&Cursor>, limit: usize) -> Result<Page<Registration>> {
+        let tried = "list nodes";
+        let (rows, next) = self.page(tried, &self.statements.nodes, (), list_id(&[b"nodes"]), after, limit).await?;
+        let mut items = Vec::new();
+        for (peer, told) in rows {
+            let (peer, told): (String, Option<Vec<u8>>) = (peer, told);
+            let Some(told) = told else { continue };
+            let stored: StoredRegistration = from_bytes(&told).map_err(|err| corrupt(tried, err.0))?;
+            items.extend(stored.registration(name(peer.parse(), tried)?).map_err(|err| corrupt(tried, err.0))?);
+        }
+        Ok(Page { items, next })
     }
 
     async fn claim(&self, operation: &Operation, claimant: u128) -> Result<Claim> {

@@ -17,7 +17,7 @@ use super::{
 use crate::{Class, Error, PlaneKey, Result};
 
 /// The schema that this build works on.
-pub(super) const VERSION: i32 = 1;
+pub(super) const VERSION: i32 = 2;
 /// A migrator that died holds the lock for so long.
 const LOCK_LASTS: Duration = Duration::from_secs(60);
 /// How long another migrator is waited for.
@@ -31,17 +31,23 @@ struct Migration {
     statements: fn(&CqlOptions, Dialect) -> Vec<String>,
 }
 
-const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, name: "pins, placements, expiry, operations", oldest_build: 1, statements: first }];
+const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "pins, placements, expiry, operations", oldest_build: 1, statements: first },
+    Migration { version: 2, name: "registered nodes", oldest_build: 1, statements: second },
+];
+
+fn table(options: &CqlOptions, dialect: Dialect, name: &str, columns: &str, more: &str) -> String {
+    let (keyspace, compaction) = (&options.keyspace, dialect.compaction());
+    format!("CREATE TABLE IF NOT EXISTS {keyspace}.{name} ({columns}) WITH compaction = {compaction}{more}")
+}
+
+/// A fleet has few nodes, and a list of them reads the whole table.
+fn second(options: &CqlOptions, dialect: Dialect) -> Vec<String> {
+    vec![table(options, dialect, "nodes", "peer text PRIMARY KEY, told blob", "")]
+}
 
 fn first(options: &CqlOptions, dialect: Dialect) -> Vec<String> {
-    let table = |name: &str, columns: &str, more: &str| {
-        let keyspace = &options.keyspace;
-        format!(
-            "CREATE TABLE IF NOT EXISTS {keyspace}.{name} ({columns}) WITH compaction = {}{more}",
-            dialect.compaction()
-        )
-    };
+    let table = |name: &str, columns: &str, more: &str| table(options, dialect, name, columns, more);
     let placement = "want_gen bigint, wanted boolean, have_gen bigint, held boolean, answers bigint, size bigint, error text, seen bigint";
     vec![
         table("meta", "name text PRIMARY KEY, value blob", ""),

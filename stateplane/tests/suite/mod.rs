@@ -11,7 +11,7 @@ use std::{
 
 use basalt_stateplane::{
     Change, Claim, Class, Clock, Conditional, Cursor, Generation, Have, Model, Multihash, Operation, Owner, Page, Peer,
-    Pin, PinKey, PinLedger, Placement, Result, SLOT_SECONDS, Slot, Tag, Want,
+    Pin, PinKey, PinLedger, Placement, RegisteredShard, Registration, Result, SLOT_SECONDS, Slot, Tag, Want,
 };
 use proptest::prelude::*;
 
@@ -226,7 +226,8 @@ pub async fn lists_show_all_of_it_once_by_pages_of_any_size(s: Scene) {
         assert_eq!(listed.len(), 230, "pages of {limit}");
         let distinct: BTreeSet<_> = listed.iter().map(|placement| placement.multihash.clone()).collect();
         assert_eq!(distinct.len(), 230, "pages of {limit}");
-        let buckets: Vec<_> = listed.iter().map(|placement| s.ledger.bucket(&placement.multihash)).collect();
+        let key = s.ledger.key().await.unwrap();
+        let buckets: Vec<_> = listed.iter().map(|placement| key.bucket(&placement.multihash)).collect();
         assert!(buckets.is_sorted(), "placements come in the order of buckets");
     }
     let ledger = &s.ledger;
@@ -300,13 +301,14 @@ pub async fn a_bucket_has_the_placements_of_its_multihashes(s: Scene) {
     let wants: Vec<Change> = (0..50).map(|n| Change::Want(s.multihash(n), peer.clone(), s.want(true))).collect();
     s.ledger.apply(&wants).await.unwrap();
     let mut found = BTreeSet::new();
-    for bucket in (0..50).map(|n| s.ledger.bucket(&s.multihash(n))).collect::<BTreeSet<_>>() {
+    let key = s.ledger.key().await.unwrap();
+    for bucket in (0..50).map(|n| key.bucket(&s.multihash(n))).collect::<BTreeSet<_>>() {
         let ledger = &s.ledger;
         let in_bucket = all(1, |after, limit| async move {
             ledger.placements_of_peer(peer, Some(bucket), after.as_ref(), limit).await
         });
         for placement in in_bucket.await.unwrap() {
-            assert_eq!(s.ledger.bucket(&placement.multihash), bucket);
+            assert_eq!(key.bucket(&placement.multihash), bucket);
             assert!(found.insert(placement.multihash));
         }
     }
@@ -458,6 +460,49 @@ pub enum Step {
     Have { at: (u64, u64), held: bool, generation: i64 },
     Forget { at: (u64, u64), generation: i64 },
     PutIf { at: (u64, u64, u64), as_it_is: bool, generation: i64 },
+}
+
+pub async fn a_node_is_as_it_told_last_until_it_is_struck_off(s: Scene) {
+    let told = |n: u64, free_bytes: u64| Registration {
+        peer: s.peer(n),
+        generation: s.clock.next(),
+        seen_ms: 1000 * now(),
+        node_id: "0011".to_owned(),
+        basalt: "0.1.0".to_owned(),
+        kubo: String::new(),
+        capacity_bytes: 1 << 44,
+        free_bytes,
+        shards: vec![RegisteredShard { id: 3, blocks: 4, bytes: 5, free_bytes: 6, serving: true }],
+    };
+    let known = || async {
+        let nodes = all(2, |after, limit| {
+            let ledger = Arc::clone(&s.ledger);
+            async move { ledger.registrations(after.as_ref(), limit).await }
+        })
+        .await
+        .unwrap();
+        let ours = (0..5).map(|n| s.peer(n)).collect::<Vec<_>>();
+        let mut nodes: Vec<_> = nodes.into_iter().filter(|node| ours.contains(&node.peer)).collect();
+        nodes.sort_by_key(|node| node.peer.as_str().to_owned());
+        nodes
+    };
+    let first: Vec<_> = (0..5).map(|n| told(n, 7)).collect();
+    for node in &first {
+        s.ledger.register(node).await.unwrap();
+    }
+    assert_eq!(known().await, first);
+    let newer = told(1, 8);
+    s.ledger.register(&newer).await.unwrap();
+    s.ledger.register(&first[1]).await.unwrap();
+    assert_eq!(known().await[1], newer, "what it told before came late");
+    s.ledger.strike_off(&s.peer(1), s.clock.next()).await.unwrap();
+    s.ledger.register(&newer).await.unwrap();
+    assert_eq!(known().await.len(), 4, "what it told before it was struck off came late");
+    let again = told(1, 9);
+    s.ledger.register(&again).await.unwrap();
+    assert_eq!(known().await[1], again);
+    let long = Registration { kubo: "x".repeat(256), ..again };
+    assert_eq!(s.ledger.register(&long).await.unwrap_err().class(), Class::Argument);
 }
 
 fn step() -> impl Strategy<Value = (u8, (u64, u64, u64), u8, Option<u64>, bool)> {
@@ -616,6 +661,7 @@ macro_rules! promises {
             a_slot_is_closed_only_once_it_is_long_over
             a_change_from_the_future_is_refused_with_the_rest_of_its_batch
             the_longest_names_and_odd_ones_are_kept
+            a_node_is_as_it_told_last_until_it_is_struck_off
         );
     };
     (@ $ledger:path, $attributes:tt, $($promise:ident)*) => {
