@@ -5,7 +5,7 @@ export BASALT_ROOT := $(CURDIR)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help need build run test test-rust test-go test-run test-zfs test-plane test-snapshots testbed lint fmt bench crash-search fuzz broken-rules kill-test soak power-cut full-disk clean
+.PHONY: help need build run test test-rust test-go test-run test-zfs test-plane test-snapshots testbed lint fmt bench bench-peers crash-search fuzz broken-rules kill-test soak power-cut full-disk clean
 
 go_module := $(dir $(wildcard ffi/go/go.mod))
 
@@ -50,7 +50,7 @@ lint: need ## formatting, clippy, gofmt, go vet, shell syntax
 
 fmt: ## format Rust and Go
 	. tools/env; cargo fmt --all
-	$(if $(go_module),gofmt -w $(go_module))
+	$(if $(go_module),gofmt -w $(go_module) bench/peers)
 
 crash-search: need ## cut the power before every disk operation of SEEDS=n workloads; SEED=0x… replays one
 	@tools/crash-search
@@ -63,6 +63,9 @@ broken-rules: need ## break each rule of the store in a copy, and see that a tes
 
 bench: build ## measure against raw disk and against flatfs; writes docs/benchmarks.md
 	@tools/bench
+
+bench-peers: build ## measure all stores of Kubo side by side; writes docs/benchmarks/ (ONLY=W1,W6 STORES=flatfs,Basalt FULL=1)
+	@tools/bench-peers
 
 kill-test: build ## kill the agent, Kubo or both ROUNDS times under Kubo's load (SEED=0x... replays)
 	@tools/build basalt-chaos

@@ -1,0 +1,269 @@
+package report
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"basalt.dev/go/bench/run"
+	"basalt.dev/go/bench/stores"
+	"basalt.dev/go/bench/workload"
+)
+
+// Write makes peers.md, peers-details.md and the plots of a folder from its peers.json.
+func Write(folder string) error {
+	text, err := os.ReadFile(filepath.Join(folder, "peers.json"))
+	if err != nil {
+		return err
+	}
+	var r Result
+	if err := json.Unmarshal(text, &r); err != nil {
+		return fmt.Errorf("%s: %w", filepath.Join(folder, "peers.json"), err)
+	}
+	page, details, plots := r.render()
+	files := map[string]string{"peers.md": page, "peers-details.md": details}
+	for name, svg := range plots {
+		files[name] = svg
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const intro = `Written by ` + "`make bench-peers`" + `; figures of one run. %s
+
+- Each store runs in a process of its own, opened as Kubo opens it, in a folder of its own on one file system. Basalt's agent is counted with its client.
+- Rounds interleave the stores (A, B, C, A, B, C); medians, and the least and greatest of the rounds. A ratio is taken within its round. Absolute
+  figures belong to the machine of the table.
+- Blocks are unique, half incompressible and half text, under their real keys. Every process holds a live heap of 512 MiB, as a busy Kubo does.
+- *Class* is what an acknowledged Put means at a power cut: **each** is on stable storage; **ordered**: it is before any later pin; **at Sync**: when a
+  Sync has returned; **none**: its Sync does nothing. Stores are compared within their class; in each column the fastest of each class is bold.
+  Where a store claims *each* and the disk saw no flush, it says so.
+- *pebble Put+Sync*: pebble has no durable Put, so its Sync is called after each. *badger4* and *pebble Put+Sync* are nothing that Kubo ships.
+- Raw limits are of the same bytes in one file, without names, index or checks.
+- MB/s are 10^6 bytes of payload. *failed* stands where a round of the case failed; why is in the details.
+
+`
+
+func (r Result) render() (page, details string, plots map[string]string) {
+	var p, d strings.Builder
+	plots = map[string]string{}
+	p.WriteString("# The stores side by side\n\n")
+	fmt.Fprintf(&p, intro, "All figures of each case: [peers-details.md](peers-details.md); every round: [peers.json](peers.json).")
+	p.WriteString("| | |\n|---|---|\n")
+	fmt.Fprintf(&p, "| command | `make bench-peers` (%s) |\n", strings.Join(withoutPaths(r.Command), " "))
+	for _, f := range r.Machine {
+		fmt.Fprintf(&p, "| %s | %s |\n", f.What, f.Value)
+	}
+	d.WriteString("# The stores side by side: all figures\n\nMedians of the rounds. What the columns mean:\n\n")
+	for _, c := range columns {
+		fmt.Fprintf(&d, "- **%s**: %s\n", c.title, c.meaning)
+	}
+	against(&p, r)
+	for _, w := range workload.Table(workload.Default) {
+		var entries []run.Entry
+		for _, e := range r.Entries {
+			if e.Workload == w.ID {
+				entries = append(entries, e)
+			}
+		}
+		if len(entries) == 0 {
+			continue
+		}
+		all := cases(entries)
+		name := strings.ToLower(w.ID) + ".svg"
+		plots[name] = plot(w.ID+" "+w.Name, all)
+		fmt.Fprintf(&p, "\n## %s: %s\n\n%s\n\n![%s](%s)\n\n", w.ID, w.Name, w.What, w.ID, name)
+		rates(&p, all)
+		for _, of := range all {
+			fmt.Fprintf(&d, "\n## %s: %s\n\n", w.ID, of[0].Case)
+			detail(&d, of)
+		}
+	}
+	return p.String(), d.String(), plots
+}
+
+// withoutPaths leaves out the flags that name places of a machine.
+func withoutPaths(args []string) []string {
+	var kept []string
+	for i := 0; i < len(args); i++ {
+		switch strings.TrimLeft(args[i], "-") {
+		case "dir", "out", "ffi", "machine":
+			i++
+			continue
+		}
+		kept = append(kept, args[i])
+	}
+	return kept
+}
+
+// rates is the table of a workload: stores down and cases across, or, where these are many, the other way round.
+func rates(p *strings.Builder, all [][]summary) {
+	var names []string
+	classes := map[string]stores.Class{}
+	for _, of := range all {
+		for _, s := range of {
+			if _, seen := classes[s.Store]; !seen {
+				names = append(names, s.Store)
+				classes[s.Store] = s.Class
+			}
+		}
+	}
+	cell := func(of []summary, name string) string {
+		for _, s := range of {
+			if s.Store != name {
+				continue
+			}
+			if s.failed != "" {
+				return "failed"
+			}
+			text := number(s.figures[run.Rate])
+			if top := best(of, func(o summary) bool { return !o.raw() && o.Class == s.Class }); top != nil && top.Store == name {
+				text = "**" + text + "**"
+			}
+			if len(s.Rounds) > 1 {
+				text += fmt.Sprintf(" (%s to %s)", number(s.least), number(s.most))
+			}
+			if s.figures[run.Unflushed] > 0 {
+				text += " not flushed"
+			}
+			return text
+		}
+		return ""
+	}
+	if len(all) > 7 {
+		p.WriteString("| |")
+		for _, name := range names {
+			fmt.Fprintf(p, " %s |", name)
+		}
+		p.WriteString("\n|---|" + strings.Repeat("---|", len(names)) + "\n")
+		for _, of := range all {
+			fmt.Fprintf(p, "| %s, %s |", of[0].Case, of[0].Unit)
+			for _, name := range names {
+				fmt.Fprintf(p, " %s |", cell(of, name))
+			}
+			p.WriteString("\n")
+		}
+		return
+	}
+	p.WriteString("| | class |")
+	for _, of := range all {
+		fmt.Fprintf(p, " %s, %s |", of[0].Case, of[0].Unit)
+	}
+	p.WriteString("\n|---|---|" + strings.Repeat("---|", len(all)) + "\n")
+	for _, name := range names {
+		fmt.Fprintf(p, "| %s | %s |", name, classes[name])
+		for _, of := range all {
+			fmt.Fprintf(p, " %s |", cell(of, name))
+		}
+		p.WriteString("\n")
+	}
+}
+
+// against is Basalt beside the fastest of the others.
+func against(p *strings.Builder, r Result) {
+	var lines []string
+	for _, of := range cases(r.Entries) {
+		peer := func(s summary) bool { return !s.raw() && !s.basalt() }
+		durable := best(of, func(s summary) bool { return peer(s) && s.durable() })
+		any := best(of, peer)
+		if any == nil || durable == nil {
+			continue
+		}
+		for _, s := range of {
+			if !s.basalt() || s.failed != "" {
+				continue
+			}
+			line := fmt.Sprintf("| %s | %s | %s | %s %s | %s: **%s** | %s: %s |", of[0].Case, s.Store, s.Class, number(s.figures[run.Rate]), s.Unit,
+				durable.Store, number(ratio(s, *durable)), any.Store, number(ratio(s, *any)))
+			raw := best(of, func(s summary) bool {
+				return s.raw() && (strings.Contains(s.Store, "direct, growing") || strings.Contains(s.Store, "CRC"))
+			})
+			if raw != nil {
+				line += fmt.Sprintf(" %s: %s |", strings.TrimPrefix(raw.Store, "raw "), number(ratio(s, *raw)))
+			} else {
+				line += " |"
+			}
+			lines = append(lines, line)
+		}
+	}
+	if len(lines) == 0 {
+		return
+	}
+	p.WriteString("\n## Basalt against the fastest of the others\n\nHow many times as fast: above 1 Basalt is.\n\n" +
+		"| case | Basalt | class | | the fastest that flushes each | the fastest of any class | raw |\n|---|---|---|---|---|---|---|\n")
+	p.WriteString(strings.Join(lines, "\n") + "\n")
+}
+
+// column of the details.
+type column struct{ title, figure, meaning string }
+
+var columns = []column{
+	{"rate", run.Rate, "in the unit of the case"},
+	{"p50, us", run.P50, "latency of a call"},
+	{"p99, us", run.P99, ""},
+	{"p99.9, us", run.P999, ""},
+	{"calls", run.Ops, "that were made"},
+	{"written per byte", run.Written, "bytes that the store's processes wrote for each of payload, from open to after close"},
+	{"on device", run.OnDevice, "the same by the block device's counters, in which is what else runs on the machine"},
+	{"flushes per call", run.Flushes, "of the block device; others' are in it"},
+	{"CPU s per GiB", run.CPU, "of all processes of the store; with writes, to after close"},
+	{"CPU us per call", run.CPUPerOp, ""},
+	{"memory, MiB", run.Memory, "peak of the RSS above what the program had before it opened the store, with all of the agent's"},
+	{"fds", run.FDs, "open at the end, above what was open before"},
+	{"inodes", run.Inodes, "files and folders on disk after close"},
+	{"disk per byte", run.DiskPer, "space on disk for each byte stored, after close"},
+	{"back at once", run.BackAtOnce, "share of the deleted bytes that the file system has again when the last Delete and CollectGarbage have returned"},
+	{"back later", run.BackLater, "and after the time that the case waits for it; below 0: the store has grown"},
+	{"open, ms", run.OpenMS, "for Basalt by an agent: with its start"},
+	{"first get, ms", run.FirstGetMS, ""},
+	{"first key, ms", run.FirstKeyMS, ""},
+	{"lost", run.Lost, "acknowledged blocks that are gone after kill -9"},
+	{"beside, per s", run.BesideRate, "calls a second of what ran beside"},
+	{"beside p99, us", run.BesideP99, ""},
+}
+
+func detail(d *strings.Builder, of []summary) {
+	var used []column
+	for _, c := range columns {
+		for _, s := range of {
+			if _, there := s.figures[c.figure]; there {
+				used = append(used, c)
+				break
+			}
+		}
+	}
+	fmt.Fprint(d, "| | class |")
+	for _, c := range used {
+		title := c.title
+		if c.figure == run.Rate {
+			title = of[0].Unit
+		}
+		fmt.Fprintf(d, " %s |", title)
+	}
+	fmt.Fprint(d, "\n|---|---|"+strings.Repeat("---|", len(used))+"\n")
+	for _, s := range of {
+		if s.failed != "" {
+			reason := strings.Join(strings.Fields(strings.ReplaceAll(s.failed, "|", "/")), " ")
+			if len(reason) > 300 {
+				reason = reason[:300] + "..."
+			}
+			fmt.Fprintf(d, "| %s | %s | failed: %s%s |\n", s.Store, s.Class, reason, strings.Repeat(" |", max(0, len(used)-1)))
+			continue
+		}
+		fmt.Fprintf(d, "| %s | %s |", s.Store, s.class())
+		for _, c := range used {
+			if v, there := s.figures[c.figure]; there {
+				fmt.Fprintf(d, " %s |", number(v))
+			} else {
+				fmt.Fprint(d, " |")
+			}
+		}
+		fmt.Fprint(d, "\n")
+	}
+}

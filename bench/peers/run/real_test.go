@@ -1,0 +1,126 @@
+package run
+
+// Every workload, next to nothing of it, on every store as it is.
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"basalt.dev/go/bench/stores"
+	"basalt.dev/go/bench/workload"
+)
+
+// The test program stands in for the program that a plan starts.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 5 && os.Args[1] == "-spec" {
+		if err := Child(context.Background(), os.Args[2], os.Args[4]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func plan(t *testing.T, words string, only string) Plan {
+	t.Helper()
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	chosen, err := stores.Choose(words)
+	if err != nil {
+		t.Fatal(err)
+	}
+	workloads, err := workload.Choose(workload.Tiny, only)
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	if disk := os.Getenv("BASALT_TEST_DISK"); disk != "" { // the raw limits want a file system with O_DIRECT
+		if folder, err = os.MkdirTemp(disk, "peers-"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.RemoveAll(folder) })
+	}
+	return Plan{Workloads: workloads, Stores: chosen, Raw: true, Rounds: 1, Folder: folder, HeapMiB: 16, Program: program, Log: io.Discard, Limit: time.Minute}
+}
+
+func TestEveryStoreDoesEveryWorkload(t *testing.T) {
+	words := "flatfs,pebble,leveldb,badger,badger4"
+	if os.Getenv("BASALT_BIN") != "" {
+		words += ",Basalt gRPC"
+	}
+	for _, only := range []string{"W0", "W4", "W5", "W6", "W7,W8,W9", "W10", "W12"} {
+		t.Run(only, func(t *testing.T) {
+			entries := 0
+			p := plan(t, words, only)
+			if err := p.Run(t.Context(), func(e Entry) {
+				entries++
+				if len(e.Rounds) == 0 {
+					t.Errorf("%s, %s: no round", e.Case, e.Store)
+				}
+				for _, row := range e.Rounds {
+					if row.Error != "" {
+						t.Errorf("%s, %s: %s", e.Case, e.Store, row.Error)
+					} else if !(row.Figures[Rate] > 0) {
+						t.Errorf("%s, %s: %v", e.Case, e.Store, row.Figures)
+					}
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if entries == 0 {
+				t.Error("nothing was measured")
+			}
+			left, err := filepath.Glob(filepath.Join(p.Folder, "*", "*"))
+			if err != nil || len(left) > 0 {
+				t.Errorf("left behind: %v %v", left, err)
+			}
+		})
+	}
+}
+
+func TestAKilledStoreIsOpenedAgain(t *testing.T) {
+	words := "flatfs sync,badger SyncWrites"
+	if os.Getenv("BASALT_BIN") != "" {
+		words += ",Basalt gRPC strict"
+	}
+	killed := 0
+	if err := plan(t, words, "W11").Run(t.Context(), func(e Entry) {
+		for _, row := range e.Rounds {
+			if row.Error != "" {
+				t.Errorf("%s, %s: %s", e.Case, e.Store, row.Error)
+			}
+			if e.Session == "W11-kill" {
+				killed++
+				if row.Figures[Ops] == 0 || row.Figures[Lost] != 0 {
+					t.Errorf("%s: %g acknowledged, %g lost", e.Store, row.Figures[Ops], row.Figures[Lost])
+				}
+			}
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if killed == 0 {
+		t.Error("nobody was killed")
+	}
+}
+
+func TestAProgramThatDiesIsAFailureOfItsStoreAlone(t *testing.T) {
+	p := plan(t, "flatfs sync", "W9")
+	p.Stores[0].Name = "no such store"
+	if err := p.Run(t.Context(), func(e Entry) {
+		if len(e.Rounds) != 1 || e.Rounds[0].Figures != nil || !strings.Contains(e.Rounds[0].Error, "no such store") {
+			t.Errorf("%+v", e)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
