@@ -15,8 +15,10 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"time"
 
+	"basalt.dev/go/bench/kubo"
 	"basalt.dev/go/bench/report"
 	"basalt.dev/go/bench/run"
 	"basalt.dev/go/bench/stores"
@@ -50,6 +52,15 @@ func main() {
 	}
 }
 
+// kuboPlan is W13 at a scale.
+func kuboPlan(scale workload.Scale, site string) kubo.Plan {
+	p := kubo.Plan{
+		Words: *words, Rounds: max(1, min(*rounds, scale.KuboRounds)), Folder: site, LargeBytes: scale.KuboBytes, SmallFiles: scale.KuboFiles, Log: os.Stderr,
+		Ipfs: os.Getenv("IPFS_BIN"), IpfsFFI: os.Getenv("IPFS_FFI_BIN"), Basalt: os.Getenv("BASALT_BIN"),
+	}
+	return p
+}
+
 func start() error {
 	if flag.NArg() > 0 {
 		return fmt.Errorf("unknown argument %q; -help lists the flags", flag.Arg(0))
@@ -68,6 +79,7 @@ func start() error {
 		for _, w := range workload.Table(workload.Default) {
 			fmt.Printf("%-4s %s: %s\n", w.ID, w.Name, w.What)
 		}
+		fmt.Printf("%-4s %s: %s\n", kubo.ID, kubo.Name, kubo.What)
 		return nil
 	case *dir == "" || *out == "":
 		return fmt.Errorf("name a folder on the disk to measure by -dir, and one for the results by -out")
@@ -78,9 +90,28 @@ func start() error {
 	} else if *tiny {
 		scale = workload.Tiny
 	}
-	workloads, err := workload.Choose(scale, *only)
-	if err != nil {
-		return err
+	endToEnd := *only == ""
+	var others []string
+	for word := range strings.SplitSeq(*only, ",") {
+		if strings.EqualFold(strings.TrimSpace(word), kubo.ID) {
+			endToEnd = true
+		} else {
+			others = append(others, word)
+		}
+	}
+	var workloads []workload.Workload
+	var err error
+	if len(others) > 0 {
+		if workloads, err = workload.Choose(scale, strings.Join(others, ",")); err != nil {
+			return err
+		}
+	}
+	if endToEnd {
+		for _, name := range []string{"IPFS_BIN", "BASALT_BIN"} {
+			if os.Getenv(name) == "" {
+				return fmt.Errorf("W13 needs the programs that %s and the like name; leave it out by -only, or use tools/bench-peers", name)
+			}
+		}
 	}
 	chosen, err := stores.Choose(*words)
 	if err != nil {
@@ -99,6 +130,9 @@ func start() error {
 	if err != nil {
 		return err
 	}
+	if site, err = filepath.Abs(site); err != nil {
+		return err
+	}
 	defer os.RemoveAll(site)
 	plan := run.Plan{
 		Workloads: workloads, Stores: chosen, Raw: *raw, Rounds: max(1, *rounds), Folder: site, HeapMiB: *heap, ForgetAll: *forgetAll,
@@ -112,9 +146,14 @@ func start() error {
 		return err
 	}
 	began := time.Now()
-	err = plan.Run(ctx, func(e run.Entry) { result.Entries = append(result.Entries, e) })
-	if err != nil {
+	take := func(e run.Entry) { result.Entries = append(result.Entries, e) }
+	if err := plan.Run(ctx, take); err != nil {
 		return err
+	}
+	if endToEnd {
+		if err := kuboPlan(scale, site).Run(ctx, take); err != nil {
+			return err
+		}
 	}
 	result.Machine = append(result.Machine, report.Fact{What: "run", Value: fmt.Sprintf("%s scale, %d rounds, %s", scale.Name, plan.Rounds, time.Since(began).Round(time.Second))},
 		report.Fact{What: "load average at the end", Value: report.Load()})

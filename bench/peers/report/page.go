@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"basalt.dev/go/bench/kubo"
 	"basalt.dev/go/bench/run"
 	"basalt.dev/go/bench/stores"
 	"basalt.dev/go/bench/workload"
@@ -65,7 +66,8 @@ func (r Result) render() (page, details string, plots map[string]string) {
 		fmt.Fprintf(&d, "- **%s**: %s\n", c.title, c.meaning)
 	}
 	against(&p, r)
-	for _, w := range workload.Table(workload.Default) {
+	table := append(workload.Table(workload.Default), workload.Workload{ID: kubo.ID, Name: kubo.Name, What: kubo.What})
+	for _, w := range table {
 		var entries []run.Entry
 		for _, e := range r.Entries {
 			if e.Workload == w.ID {

@@ -26,6 +26,9 @@ type Scale struct {
 	SpaceSeconds float64
 	// W12's matrix.
 	Primes, Sizes, Batches []int
+	// W13: the large file, the small files, and rounds at most.
+	KuboBytes             int64
+	KuboFiles, KuboRounds int
 }
 
 const (
@@ -39,16 +42,19 @@ var (
 	Default = Scale{
 		Name: "default", Bytes: 256 * mib, Seconds: 1.5, Small: 100_000, Keys: 100_000, ReadBytes: 256 * mib, Calls: 200_000, SpaceSeconds: 15,
 		Primes: []int{256, 1024}, Sizes: []int{kib, 16 * kib}, Batches: []int{8, 512},
+		KuboBytes: 256 * mib, KuboFiles: 2000, KuboRounds: 2,
 	}
 	Full = Scale{
 		Name: "full", Bytes: 64 * gib, Small: 1_600_000, Keys: 10_000_000, ReadBytes: 96 * gib, Calls: 10_000_000, SpaceSeconds: 60,
-		Primes:  []int{256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536},
-		Sizes:   []int{kib, 2 * kib, 4 * kib, 8 * kib, 16 * kib, 32 * kib, 64 * kib, 128 * kib},
-		Batches: []int{2, 4, 8, 16, 32, 64, 128, 256, 512},
+		Primes:    []int{256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536},
+		Sizes:     []int{kib, 2 * kib, 4 * kib, 8 * kib, 16 * kib, 32 * kib, 64 * kib, 128 * kib},
+		Batches:   []int{2, 4, 8, 16, 32, 64, 128, 256, 512},
+		KuboBytes: 100 * gib, KuboFiles: 102_400, KuboRounds: 3,
 	}
 	Tiny = Scale{
 		Name: "tiny", Bytes: 2 * mib, Seconds: 0.1, Small: 200, Keys: 300, ReadBytes: 2 * mib, Calls: 500, SpaceSeconds: 0.1,
 		Primes: []int{8}, Sizes: []int{kib}, Batches: []int{4},
+		KuboBytes: mib, KuboFiles: 20, KuboRounds: 1,
 	}
 )
 
