@@ -93,11 +93,15 @@ pub(crate) struct Begun {
 impl Calls {
     /// A call has come, by its path ("/basalt.v1.Datastore/Get").
     pub(crate) fn begin(path: &str) -> Begun {
-        let find = || {
-            let (service, method) = path.strip_prefix("/basalt.v1.")?.split_once('/')?;
-            METHODS.iter().position(|known| *known == (service, method))
-        };
-        Begun { method: find(), at: Instant::now() }
+        match path.strip_prefix("/basalt.v1.").and_then(|path| path.split_once('/')) {
+            Some((service, method)) => Calls::begin_method(service, method),
+            None => Begun { method: None, at: Instant::now() },
+        }
+    }
+
+    /// A call has come, by service and method.
+    pub(crate) fn begin_method(service: &str, method: &str) -> Begun {
+        Begun { method: METHODS.iter().position(|known| *known == (service, method)), at: Instant::now() }
     }
 
     /// It has ended: well, with an error of a kind, or with one of the transport.

@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clients::{Introduction, Peer, Presence, Socket},
-    grpc::{FEATURES, PROTOCOL_MAX, PROTOCOL_MIN},
+    grpc::{PROTOCOL_MAX, PROTOCOL_MIN},
+    lane,
     layout::State,
     node::Node,
 };
@@ -45,11 +46,17 @@ impl Node {
             server: format!("basalt {}", env!("CARGO_PKG_VERSION")),
             node_id: id.to_owned(),
             incarnation: Bytes::copy_from_slice(self.incarnation()),
-            features: FEATURES.iter().map(|feature| (*feature).to_owned()).collect(),
+            features: self.features(),
             durability: self.config().datastore.durability.name().to_owned(),
             value_bytes_max: self.config().datastore.store.value_bytes_max as u64,
             read_only: self.is_read_only(),
         })
+    }
+
+    /// What this node has beyond protocol 1.
+    fn features(&self) -> Vec<String> {
+        let lanes = (self.config().sockets.lanes_max > 0).then(|| lane::FEATURE.to_owned());
+        lanes.into_iter().collect()
     }
 
     /// Shakes hands with a client in this process, which `status` shows, and `import` respects, until the presence is dropped.

@@ -20,6 +20,7 @@
 //! The stores are synchronous and have threads of their own; tokio serves. Exactly one process owns a node's stores at a time
 //! ([`lock`]). What a client of the data socket can do is [`basalt_proto::v1`]'s `Datastore`; `Admin` is on the other socket only.
 
+mod arriving;
 pub mod calls;
 pub mod client;
 pub mod clients;
@@ -27,6 +28,7 @@ pub mod config;
 mod ground;
 mod grpc;
 mod handshake;
+pub mod lane;
 pub mod layout;
 pub mod lock;
 mod mooring;
@@ -39,7 +41,7 @@ mod take_over;
 
 pub use config::{Config, ConfigError};
 pub use ground::dataset_under;
-pub use grpc::{CHUNK_BYTES, FEATURES, PROTOCOL_MAX, PROTOCOL_MIN, status};
+pub use grpc::{CHUNK_BYTES, PROTOCOL_MAX, PROTOCOL_MIN, status};
 pub use layout::{InitOptions, NodeFile, NodeId, State, init, set_state};
 pub use lock::{Host, StartingLock};
 pub use node::Node;

@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     thread::JoinHandle,
@@ -54,6 +54,8 @@ pub struct Node {
     opened: Instant,
     clients: Arc<Clients>,
     calls: Arc<Calls>,
+    /// Bytes of the batches that clients are sending now.
+    batch_bytes: AtomicUsize,
     sockets: Mutex<Option<Paths>>,
     hand_over: watch::Sender<Option<String>>,
     background: Mutex<Option<Background>>,
@@ -135,6 +137,7 @@ impl Node {
                 (config.queries_max / QUERIES_SHARE).max(1),
             ),
             calls: Arc::default(),
+            batch_bytes: AtomicUsize::new(0),
             sockets: Mutex::default(),
             hand_over: watch::Sender::new(None),
             background: Mutex::new(background),
@@ -201,6 +204,10 @@ impl Node {
     /// What was asked of it, and how long that took.
     pub fn calls(&self) -> &Arc<Calls> {
         &self.calls
+    }
+
+    pub(crate) fn batch_bytes(&self) -> &AtomicUsize {
+        &self.batch_bytes
     }
 
     /// Where it is served, while it is.

@@ -12,6 +12,7 @@ use tonic::transport::Server as Transport;
 use crate::{
     clients::Socket,
     grpc,
+    lane::Lanes,
     node::Node,
     sockets::{self, Allowed, Bound, Bounds, Conn, Paths},
 };
@@ -44,6 +45,7 @@ pub struct Server {
     paths: Paths,
     stop: CancellationToken,
     cut: CancellationToken,
+    lanes: Arc<Lanes>,
     bound: Vec<Bound>,
     tasks: Vec<JoinHandle<std::result::Result<(), tonic::transport::Error>>>,
 }
@@ -53,10 +55,12 @@ impl Server {
     pub fn start(node: &Arc<Node>) -> Result<Server> {
         let sockets = &node.config().sockets;
         let paths = Paths::to_serve(node.path(), node.id(), sockets)?;
+        let stop = CancellationToken::new();
         let mut server = Server {
             node: node.clone(),
             paths: paths.clone(),
-            stop: CancellationToken::new(),
+            lanes: Lanes::new(node.clone(), stop.clone()),
+            stop,
             cut: CancellationToken::new(),
             bound: Vec::new(),
             tasks: Vec::new(),
@@ -101,7 +105,9 @@ impl Server {
             stall_deadline: node.config().sockets.stall_deadline,
         };
         let (stop, cut) = (self.stop.clone(), self.cut.clone());
-        Ok(ReceiverStream::new(sockets::accept(listener, allowed, node.clients().clone(), bounds, stop, cut)))
+        let has_lanes = socket == Socket::Data && node.config().sockets.lanes_max > 0;
+        let lanes = has_lanes.then(|| self.lanes.clone());
+        Ok(ReceiverStream::new(sockets::accept(listener, allowed, node.clients().clone(), bounds, lanes, stop, cut)))
     }
 
     /// Where the sockets are.
@@ -123,6 +129,7 @@ impl Server {
                     failed = Some(err);
                 }
             }
+            self.lanes.ended().await;
         })
         .await;
         if drained.is_err() {
@@ -136,6 +143,7 @@ impl Server {
                     task.abort();
                 }
             }
+            let _ = tokio::time::timeout(CUT_DEADLINE, self.lanes.ended()).await;
         }
         match failed {
             Some(err) => Err(Error::new(ErrorKind::Io, format!("serving ended early: {err}"))),

@@ -10,6 +10,7 @@
 use std::{
     ffi::CString,
     fs, io,
+    os::fd::AsRawFd,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     pin::Pin,
@@ -19,9 +20,12 @@ use std::{
 };
 
 use basalt_blockstore::{Error, ErrorKind, Result};
-use nix::unistd::{Gid, Group, Uid, User};
+use nix::{
+    sys::socket::{MsgFlags, recv},
+    unistd::{Gid, Group, Uid, User},
+};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{UnixListener, UnixStream},
     sync::mpsc,
     time::Sleep,
@@ -32,6 +36,7 @@ use tonic::transport::server::Connected;
 use crate::{
     clients::{Clients, Connection, Peer, Presence, Socket},
     config::{Access, Sockets},
+    lane::{Lanes, frame::PREFACE},
     layout::{self, NodeId},
 };
 
@@ -261,12 +266,13 @@ impl Seldom {
     }
 }
 
-/// Accepts until `stop`; hands over the connections that are admitted.
+/// Accepts until `stop`; hands over the connections that are admitted, and those that speak the fast lane to `lanes`, where there are any.
 pub(crate) fn accept(
     listener: UnixListener,
     allowed: Allowed,
     clients: Arc<Clients>,
     bounds: Bounds,
+    lanes: Option<Arc<Lanes>>,
     stop: CancellationToken,
     cut: CancellationToken,
 ) -> mpsc::Receiver<io::Result<Conn>> {
@@ -289,11 +295,17 @@ pub(crate) fn accept(
                 },
             };
             match admit(stream, &allowed, &clients, bounds, &cut) {
-                Ok(conn) => {
-                    if accepted.send(Ok(conn)).await.is_err() {
-                        return;
+                Ok(conn) => match &lanes {
+                    None => {
+                        if accepted.send(Ok(conn)).await.is_err() {
+                            return;
+                        }
                     }
-                }
+                    Some(lanes) => {
+                        let (lanes, accepted) = (lanes.clone(), accepted.clone());
+                        tokio::spawn(async move { route(conn, &lanes, accepted).await });
+                    }
+                },
                 Err(refusal) => {
                     if let Some(times) = refusals.now() {
                         tracing::warn!(socket = %allowed.socket, times, "refused a connection: {refusal}");
@@ -388,6 +400,54 @@ impl Conn {
             "cut off a client that takes nothing of what is sent to it"
         );
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
+    }
+}
+
+impl Conn {
+    /// Whether its client speaks the fast lane, once it has said enough to know; `None`: it has gone, or is cut.
+    async fn speaks_lane(&self) -> Option<bool> {
+        let cut = self.presence.connection().cut().clone();
+        loop {
+            tokio::select! {
+                () = cut.cancelled() => return None,
+                ready = self.stream.readable() => ready.ok()?,
+            }
+            let mut said = [0; PREFACE.len()];
+            let peek = || Ok(recv(self.stream.as_raw_fd(), &mut said, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)?);
+            match self.stream.try_io(Interest::READABLE, peek) {
+                Ok(0) => return None,
+                Ok(count) => match said.get(..count) {
+                    Some(said) if !PREFACE.starts_with(said) => return Some(false),
+                    Some(said) if said.len() == PREFACE.len() => return Some(true),
+                    // Its beginning is there, so the socket stays readable: the rest is on its way, or never comes.
+                    _ => tokio::time::sleep(Duration::from_millis(1)).await,
+                },
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    fn into_lane(self) -> io::Result<(std::os::unix::net::UnixStream, Presence)> {
+        Ok((self.stream.into_std()?, self.presence))
+    }
+}
+
+/// Hands a connection to whoever serves what its client speaks.
+async fn route(conn: Conn, lanes: &Arc<Lanes>, grpc: mpsc::Sender<io::Result<Conn>>) {
+    let speaks_lane = tokio::select! {
+        speaks_lane = conn.speaks_lane() => speaks_lane,
+        () = lanes.stopped() => None,
+    };
+    match speaks_lane {
+        None => {}
+        Some(false) => {
+            let _ = grpc.send(Ok(conn)).await;
+        }
+        Some(true) => match conn.into_lane() {
+            Ok((stream, presence)) => lanes.serve(stream, presence),
+            Err(err) => tracing::warn!(%err, "a fast lane could not be served"),
+        },
     }
 }
 

@@ -7,11 +7,22 @@ import (
 	"basalt.dev/go/internal/conformance"
 )
 
-func overGRPC(t testing.TB, dir string, flags ...string) conformance.Node {
+func overLane(t testing.TB, dir string, flags ...string) conformance.Node {
 	n := agenttest.Init(t, dir, flags...)
 	n.Start()
 	return n
 }
+
+func overGRPC(t testing.TB, dir string, flags ...string) conformance.Node {
+	n := agenttest.Init(t, dir, flags...)
+	n.NoLane = true
+	n.Start()
+	return n
+}
+
+func TestOverTheLane(t *testing.T) { conformance.Run(t, overLane) }
+
+func TestOverTheLaneOnDisk(t *testing.T) { conformance.OnDisk(t, overLane) }
 
 func TestOverGRPC(t *testing.T) { conformance.Run(t, overGRPC) }
 

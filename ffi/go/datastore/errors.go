@@ -112,15 +112,8 @@ func judge(ctx context.Context, op, key string, err error, trailer metadata.MD, 
 		return fault{err: err} // ours, made before anything was sent
 	}
 	st, _ := status.FromError(err)
-	switch kind := kindOf(trailer); kind {
-	case "":
-	case NotFound:
-		return fault{err: ds.ErrNotFound}
-	case Closed:
-		// The node is being closed: its agent stops or hands over, and a successor may answer in a moment.
-		return fault{err: &Error{kind, op, key, st.Message()}, lost: true}
-	default:
-		return fault{err: &Error{kind, op, key, st.Message()}}
+	if kind := kindOf(trailer); kind != "" {
+		return nodeFault(op, key, kind, st.Message())
 	}
 	if ctxErr := ctx.Err(); ctxErr != nil {
 		return fault{err: ctxErr}
@@ -139,4 +132,17 @@ func judge(ctx context.Context, op, key string, err error, trailer metadata.MD, 
 		return fault{err: errors.New(st.Message()), lost: true}
 	}
 	return fault{err: &Error{Unknown, op, key, fmt.Sprintf("%s (%s)", st.Message(), st.Code())}}
+}
+
+// nodeFault is the node's word on a call, by whichever way it came.
+func nodeFault(op, key string, kind Kind, message string) fault {
+	switch kind {
+	case NotFound:
+		return fault{err: ds.ErrNotFound}
+	case Closed:
+		// The node is being closed: its agent stops or hands over, and a successor may answer in a moment.
+		return fault{err: &Error{kind, op, key, message}, lost: true}
+	default:
+		return fault{err: &Error{kind, op, key, message}}
+	}
 }

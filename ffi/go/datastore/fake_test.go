@@ -34,6 +34,9 @@ type fake struct {
 	calls      map[string]int
 	handshakes int
 	server     *grpc.Server
+	features   []string
+	lane       func(asked) // serves fast lanes
+	lanes      []net.Conn
 	// What to do wrong; each is asked with the lock held.
 	onDelete func() (breakAfter bool)
 	onQuery  func(req *basaltv1.QueryRequest) (chunks int) // break after that many chunks; -1: don't
@@ -74,14 +77,18 @@ func (f *fake) start() {
 	f.mu.Lock()
 	f.server = s
 	f.mu.Unlock()
-	go func() { _ = s.Serve(l) }()
+	go func() { _ = s.Serve(sniff(l, f)) }()
 }
 
 // stop cuts all connections and stops listening, as kill -9 would.
 func (f *fake) stop() {
 	f.mu.Lock()
-	s := f.server
+	s, lanes := f.server, f.lanes
+	f.lanes = nil
 	f.mu.Unlock()
+	for _, lane := range lanes {
+		lane.Close()
+	}
 	s.Stop()
 }
 
@@ -123,7 +130,7 @@ func (f *fake) Handshake(context.Context, *basaltv1.HandshakeRequest) (*basaltv1
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.handshakes++
-	return &basaltv1.HandshakeResponse{Protocol: 1, NodeId: f.id, ValueBytesMax: f.limit, Durability: "strict"}, nil
+	return &basaltv1.HandshakeResponse{Protocol: 1, NodeId: f.id, ValueBytesMax: f.limit, Durability: "strict", Features: f.features}, nil
 }
 
 func (f *fake) Get(ctx context.Context, r *basaltv1.GetRequest) (*basaltv1.GetResponse, error) {

@@ -17,6 +17,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -47,6 +48,8 @@ type Config struct {
 	Retry time.Duration
 	// Start starts an agent where nobody serves the socket, and returns once one does. Nil: never.
 	Start func(ctx context.Context) error
+	// NoLane has every call go by gRPC.
+	NoLane bool
 	// Connections is how many sockets calls are spread over; more than one is opened only under load. Zero: the number of CPUs, at most 4.
 	Connections int
 }
@@ -103,6 +106,8 @@ type session struct {
 	cc       *grpc.ClientConn
 	rpc      basaltv1.DatastoreClient
 	hello    *basaltv1.HandshakeResponse
+	reads    *lane       // nil: by gRPC
+	writes   *lane       // likewise
 	broken   atomic.Bool // the socket was seen to fail
 	retired  atomic.Bool // no new calls; closed when the last call has ended
 	inflight atomic.Int64
@@ -123,7 +128,7 @@ func connect(ctx context.Context, cfg Config) (*Node, error) {
 	if cfg.Connections <= 0 {
 		cfg.Connections = min(connectionsMax, runtime.NumCPU())
 	}
-	name := strings.Join(append(slices.Clone(cfg.Sockets), cfg.NodeID), "\x00")
+	name := strings.Join(append(slices.Clone(cfg.Sockets), cfg.NodeID, strconv.FormatBool(cfg.NoLane)), "\x00")
 	pool.Lock()
 	n := pool.nodes[name]
 	if n == nil {
@@ -205,15 +210,29 @@ func (n *Node) Close() error {
 // call runs f on a connection, and again on a new one while the connection is lost under it, for at most the configured time.
 func (n *Node) call(ctx context.Context, op, key string, f func(context.Context, *session, ...grpc.CallOption) error) error {
 	return n.try(ctx, op, key, func(ctx context.Context, s *session) fault {
-		rpc, end := patient(ctx)
-		defer end()
-		var trailer metadata.MD
-		err := f(rpc, s, grpc.Trailer(&trailer))
-		if err == nil {
-			return fault{}
-		}
-		return judge(ctx, op, key, err, trailer, s.broken.Load())
+		return unary(ctx, op, key, s, func(ctx context.Context, o ...grpc.CallOption) error { return f(ctx, s, o...) })
 	})
+}
+
+// read is call for what a lane does too: by the session's lane for reads, if it has one, else by f.
+func (n *Node) read(ctx context.Context, op, key string, byLane func(*lane) fault, f func(context.Context, *session, ...grpc.CallOption) error) error {
+	return n.try(ctx, op, key, func(ctx context.Context, s *session) fault {
+		if s.reads != nil {
+			return byLane(s.reads)
+		}
+		return unary(ctx, op, key, s, func(ctx context.Context, o ...grpc.CallOption) error { return f(ctx, s, o...) })
+	})
+}
+
+// unary makes one gRPC call.
+func unary(ctx context.Context, op, key string, s *session, f func(context.Context, ...grpc.CallOption) error) fault {
+	rpc, end := patient(ctx)
+	defer end()
+	var trailer metadata.MD
+	if err := f(rpc, grpc.Trailer(&trailer)); err != nil {
+		return judge(ctx, op, key, err, trailer, s.broken.Load())
+	}
+	return fault{}
 }
 
 // patient returns the context for one rpc. A cancelled caller waits for no agent that is away, but one that answers is let to end the
@@ -488,14 +507,15 @@ func (n *Node) greet(ctx context.Context, conn net.Conn) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeMax)
 	defer cancel()
 	var trailer metadata.MD
-	s.hello, err = s.rpc.Handshake(ctx, &basaltv1.HandshakeRequest{
+	hello := &basaltv1.HandshakeRequest{
 		ProtocolMin:  protocol,
 		ProtocolMax:  protocol,
 		Client:       n.cfg.Client,
 		ExpectNodeId: n.cfg.NodeID,
 		Role:         n.cfg.Role,
 		ClientId:     clientID,
-	}, grpc.Trailer(&trailer))
+	}
+	s.hello, err = s.rpc.Handshake(ctx, hello, grpc.Trailer(&trailer))
 	if err != nil {
 		s.close()
 		if status.Code(err) == codes.FailedPrecondition || status.Code(err) == codes.PermissionDenied {
@@ -509,13 +529,39 @@ func (n *Node) greet(ctx context.Context, conn net.Conn) (*session, error) {
 			"the agent on %s serves node %s, but this repo belongs to node %s. Point \"path\" in Datastore.Spec at the folder of node %s",
 			n.socket(), got, want, want)}
 	}
+	if !n.cfg.NoLane && slices.Contains(s.hello.Features, laneFeature) {
+		n.widen(ctx, s, hello)
+	}
 	return s, nil
+}
+
+// widen opens the session's lanes. Where the agent has none left, gRPC does all that they would.
+func (n *Node) widen(ctx context.Context, s *session, hello *basaltv1.HandshakeRequest) {
+	var lanes [2]*lane
+	for i := range lanes {
+		conn, err := n.dial(ctx)
+		if err == nil {
+			lanes[i], err = openLane(conn, hello, func() { s.broken.Store(true) })
+		}
+		if err != nil {
+			slog.Debug("basalt: no fast lane", "socket", n.socket(), "error", err)
+			if i > 0 {
+				lanes[0].close()
+			}
+			return
+		}
+	}
+	s.reads, s.writes = lanes[0], lanes[1]
 }
 
 // close ends the session. Not on the caller's time: gRPC gives a peer that may be gone seconds to take its good-bye.
 func (s *session) close() {
 	s.once.Do(func() {
 		s.retired.Store(true)
+		if s.reads != nil {
+			s.reads.close()
+			s.writes.close()
+		}
 		go s.cc.Close()
 	})
 }

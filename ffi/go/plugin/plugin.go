@@ -205,6 +205,7 @@ func (c *spec) remote(base, path string) (repo.Datastore, error) {
 		Role:     c.role,
 		Client:   "kubo-plugin " + Version,
 		Retry:    c.retry,
+		NoLane:   c.lane == "grpc",
 	}
 	if c.autostart {
 		cfg.Start = func(ctx context.Context) error {

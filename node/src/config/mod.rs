@@ -65,6 +65,8 @@ pub struct Sockets {
     pub keepalive: Duration,
     /// A client that takes nothing of what is sent to it for this long is cut off.
     pub stall_deadline: Duration,
+    /// Fast lanes that may be open at a time; 0: there are none.
+    pub lanes_max: usize,
 }
 
 /// Who may connect to a socket.
@@ -163,6 +165,7 @@ impl Config {
                 handshake_deadline: ms("sockets", "handshake_deadline_ms"),
                 keepalive: ms("sockets", "keepalive_ms"),
                 stall_deadline: ms("sockets", "stall_deadline_ms"),
+                lanes_max: bytes("sockets", "lanes_max"),
             },
         }
     }
@@ -546,6 +549,15 @@ pub const SETTINGS: &[Setting] = &[
         reload: false,
         about: "A client that does not take a single byte of what waits for it for this long is cut off. A program that is slow to use what \
                 its gRPC library has read is not meant.",
+    },
+    Setting {
+        section: "sockets",
+        key: "lanes_max",
+        kind: Kind::Integer { min: 0, max: 4096 },
+        default: || integer(64u64),
+        reload: false,
+        about: "Fast lanes (small framed messages beside gRPC on the data socket) that may be open at a time, two threads each; a Kubo has up to four. Who \
+                finds none left is served by gRPC. 0: no lanes.",
     },
 ];
 

@@ -1,12 +1,6 @@
 //! The data service: go-datastore over gRPC.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use basalt_datastore::{BatchOp, Datastore, Error, ErrorKind, Key, Ticket};
 use basalt_proto::v1::{self, batch_operation::Operation, datastore_server};
@@ -19,6 +13,7 @@ use super::{
     traffic::hold_answer,
 };
 use crate::{
+    arriving::Arriving,
     clients::{Connection, Introduction},
     node::Node,
     query::parse_key,
@@ -30,22 +25,17 @@ const CHUNK_ENTRIES: usize = 8192;
 /// A query whose client has taken nothing for this long makes room for one that waits.
 const QUERY_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What an operation of a batch takes in memory beside key and value.
-const OPERATION_BYTES: usize = 96;
-
 /// The data service of one node.
 #[derive(Debug)]
 pub(crate) struct Data {
     node: Arc<Node>,
-    /// Bytes of the batches that are being received now.
-    batch_bytes: AtomicUsize,
     queries: Arc<Places>,
 }
 
 impl Data {
     pub(crate) fn new(node: Arc<Node>) -> Data {
         let queries = Places::new(node.config().queries_max, QUERY_PATIENCE);
-        Data { node, batch_bytes: AtomicUsize::new(0), queries }
+        Data { node, queries }
     }
 
     fn datastore(&self) -> &Arc<Datastore> {
@@ -164,14 +154,14 @@ impl datastore_server::Datastore for Data {
 
     async fn batch(self: Arc<Self>, request: Request<Streaming<v1::BatchRequest>>) -> Answer<v1::BatchResponse> {
         let mut chunks = request.into_inner();
-        let mut receiving = Receiving { data: &self, bytes: 0, taken: 0 };
-        let mut ops = Vec::new();
+        let mut arriving = Arriving::new(self.node.clone());
         while let Some(chunk) = chunks.message().await? {
-            for operation in chunk.operations {
-                ops.push(receiving.operation(operation)?);
+            for sent in chunk.operations {
+                arriving.add(operation(sent)?).map_err(status)?;
             }
             if chunk.commit {
                 let datastore = self.datastore().clone();
+                let ops = arriving.take();
                 // It may wait for the barrier between blocks and metadata.
                 let ticket = blocking(move || datastore.submit_batch(ops)).await?;
                 settled(Ok(ticket)).await?;
@@ -261,58 +251,14 @@ impl datastore_server::Datastore for Data {
     }
 }
 
-/// Counts a batch while it is being received, so that all batches together stay within their memory.
-struct Receiving<'a> {
-    data: &'a Data,
-    /// Keys and values.
-    bytes: usize,
-    /// What they take in memory.
-    taken: usize,
-}
-
-impl Receiving<'_> {
-    fn operation(&mut self, operation: v1::BatchOperation) -> Result<BatchOp, Status> {
-        let key = key(&operation.key)?;
-        let op = match operation.operation {
-            Some(Operation::Put(value)) => BatchOp::Put(key, value.into()),
-            Some(Operation::Delete(true)) => BatchOp::Delete(key),
-            Some(Operation::Delete(false)) | None => {
-                let message = format!("the batch says neither put nor delete of {}", key.as_str());
-                return Err(status(Error::new(ErrorKind::InvalidValue, message)));
-            }
-        };
-        let bytes = operation.key.len() + if let BatchOp::Put(_, value) = &op { value.len() } else { 0 };
-        self.bytes += bytes;
-        // A batch of many small operations is mostly what is around them.
-        let taken = bytes + OPERATION_BYTES;
-        self.taken += taken;
-        let all = self.data.batch_bytes.fetch_add(taken, Ordering::Relaxed) + taken;
-        let config = self.data.node.config();
-        if self.bytes > config.datastore.batch_bytes_max {
-            return Err(status(Error::new(
-                ErrorKind::TooLarge,
-                format!(
-                    "the batch has more than the {} bytes that [limits] batch_bytes_max allows: commit it in parts",
-                    config.datastore.batch_bytes_max
-                ),
-            )));
+fn operation(sent: v1::BatchOperation) -> Result<BatchOp, Status> {
+    let key = key(&sent.key)?;
+    match sent.operation {
+        Some(Operation::Put(value)) => Ok(BatchOp::Put(key, value.into())),
+        Some(Operation::Delete(true)) => Ok(BatchOp::Delete(key)),
+        Some(Operation::Delete(false)) | None => {
+            let message = format!("the batch says neither put nor delete of {}", key.as_str());
+            Err(status(Error::new(ErrorKind::InvalidValue, message)))
         }
-        if all > config.batch_memory_bytes {
-            return Err(status(Error::new(
-                ErrorKind::NoSpace,
-                format!(
-                    "batches of {all} bytes are being sent to the node, more than the {} that [limits] batch_memory_bytes allows; nothing \
-                     of this one was applied: send fewer at a time, or raise the limit",
-                    config.batch_memory_bytes
-                ),
-            )));
-        }
-        Ok(op)
-    }
-}
-
-impl Drop for Receiving<'_> {
-    fn drop(&mut self) {
-        self.data.batch_bytes.fetch_sub(self.taken, Ordering::Relaxed);
     }
 }

@@ -34,9 +34,6 @@ pub const PROTOCOL_MIN: u32 = 1;
 /// See [`PROTOCOL_MIN`].
 pub const PROTOCOL_MAX: u32 = 1;
 
-/// What this node has beyond protocol 1.
-pub const FEATURES: &[&str] = &[];
-
 /// Largest message in either direction. A value above its own limit must still arrive, to be refused by name.
 pub(crate) fn message_bytes_max(config: &Config) -> usize {
     config.datastore.store.value_bytes_max.saturating_mul(2).saturating_add(MESSAGE_MARGIN_BYTES)

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(clippy::unwrap_used, reason = "a test ends there")]
 
+pub mod lane;
 pub mod raw;
 
 use std::{future::Future, path::Path, sync::Arc, time::Duration};

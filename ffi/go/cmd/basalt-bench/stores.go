@@ -38,8 +38,10 @@ func kinds() []kind {
 	return append([]kind{
 		{name: baseline, durability: "each Put", open: openFlatfs(true)},
 		{name: "flatfs, no sync", durability: "none: its Sync does nothing", open: openFlatfs(false), writesOnly: true},
-		{name: "Basalt, gRPC, strict", durability: "strict", open: openAgent("strict")},
-		{name: "Basalt, gRPC, ordered", durability: "ordered", open: openAgent("ordered"), writesOnly: true},
+		{name: "Basalt, lane, strict", durability: "strict", open: openAgent("strict", false)},
+		{name: "Basalt, lane, ordered", durability: "ordered", open: openAgent("ordered", false), writesOnly: true},
+		{name: "Basalt, gRPC, strict", durability: "strict", open: openAgent("strict", true)},
+		{name: "Basalt, gRPC, ordered", durability: "ordered", open: openAgent("ordered", true), writesOnly: true},
 	}, inProcess...)
 }
 
@@ -64,8 +66,8 @@ func initNode(node, durability string) (bin string, err error) {
 	return bin, nil
 }
 
-// openAgent makes a node, starts an agent for it and connects to it.
-func openAgent(durability string) func(string) (ds.Batching, func() error, error) {
+// openAgent makes a node, starts an agent for it and connects to it, with the fast lane or by gRPC alone.
+func openAgent(durability string, noLane bool) func(string) (ds.Batching, func() error, error) {
 	return func(folder string) (ds.Batching, func() error, error) {
 		node := filepath.Join(folder, "node")
 		bin, err := initNode(node, durability)
@@ -86,7 +88,7 @@ func openAgent(durability string) func(string) (ds.Batching, func() error, error
 		stop := func() error {
 			return errors.Join(agent.Process.Signal(syscall.SIGTERM), agent.Wait())
 		}
-		store, err := connect(node)
+		store, err := connect(node, noLane)
 		if err != nil {
 			text, _ := os.ReadFile(log.Name())
 			return nil, nil, errors.Join(err, stop(), fmt.Errorf("the agent's log: %s", text))
@@ -95,7 +97,7 @@ func openAgent(durability string) func(string) (ds.Batching, func() error, error
 	}
 }
 
-func connect(node string) (*datastore.Datastore, error) {
+func connect(node string, noLane bool) (*datastore.Datastore, error) {
 	id, err := autostart.NodeID(node)
 	if err != nil {
 		return nil, err
@@ -105,7 +107,7 @@ func connect(node string) (*datastore.Datastore, error) {
 		return nil, err
 	}
 	return datastore.Open(context.Background(), datastore.Config{
-		Sockets: sockets, NodeID: id, NodePath: node, Role: "blocks", Client: "basalt-bench",
+		Sockets: sockets, NodeID: id, NodePath: node, Role: "blocks", Client: "basalt-bench", NoLane: noLane,
 		Start: func(ctx context.Context) error { return answers(ctx, sockets) },
 	})
 }

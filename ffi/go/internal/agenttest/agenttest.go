@@ -89,6 +89,7 @@ type Node struct {
 	Path    string
 	ID      string
 	Sockets []string
+	NoLane  bool // its views go by gRPC alone
 	t       testing.TB
 	bin     string
 	agent   *exec.Cmd
@@ -209,7 +210,7 @@ func (n *Node) Pid() int { return n.agent.Process.Pid }
 
 // Config is how a client reaches the node.
 func (n *Node) Config(role string) datastore.Config {
-	return datastore.Config{Sockets: n.Sockets, NodeID: n.ID, NodePath: n.Path, Role: role, Client: "test", Retry: Patience}
+	return datastore.Config{Sockets: n.Sockets, NodeID: n.ID, NodePath: n.Path, Role: role, Client: "test", NoLane: n.NoLane, Retry: Patience}
 }
 
 // Open opens a view of the node.
