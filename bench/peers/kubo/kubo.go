@@ -77,6 +77,8 @@ func contestants() []contestant {
 		{name: "leveldb", class: stores.Each, spec: spec{"type": "levelds", "path": "datastore", "compression": "none"}},
 		{name: "badger SyncWrites", class: stores.Each, spec: badger(true)},
 		{name: "badger", class: stores.AtSync, spec: badger(false)},
+		{name: "Basalt lane strict", class: stores.Each, profile: "basalt-blocks", lane: "auto"},
+		{name: "Basalt lane ordered", class: stores.Ordered, profile: "basalt", lane: "auto"},
 		{name: "Basalt gRPC strict", class: stores.Each, profile: "basalt-blocks", lane: "grpc"},
 		{name: "Basalt gRPC ordered", class: stores.Ordered, profile: "basalt", lane: "grpc"},
 		{name: "Basalt FFI strict", class: stores.Each, profile: "basalt-blocks", lane: "ffi", ffi: true},

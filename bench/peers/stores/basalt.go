@@ -28,7 +28,8 @@ type lane struct {
 }
 
 var lanes = []lane{
-	{name: "gRPC", open: byAgent(nil)},
+	{name: "lane", open: byAgent(nil)},
+	{name: "gRPC", open: byAgent(func(cfg *datastore.Config) { cfg.NoLane = true })},
 	{name: "FFI", ffi: true, open: inProcess},
 }
 
@@ -71,7 +72,7 @@ func initNode(node, durability string) error {
 	return nil
 }
 
-// byAgent starts an agent for the node and opens it through that; configure may ask for another lane than gRPC.
+// byAgent starts an agent for the node and opens it through that; configure may ask for another way than the fast lane.
 func byAgent(configure func(*datastore.Config)) func(context.Context, string) (*Opened, error) {
 	return func(ctx context.Context, node string) (*Opened, error) {
 		bin, err := autostart.Binary()
