@@ -124,6 +124,9 @@ async fn serve(path: &Path, options: &Agent, loaded: Loaded, level: LevelHandle)
     {
         tracing::error!("commands can't reach the ledger: {}", failure.message);
     }
+    if let (Some(ledger), Some(kubo)) = (&ledger, &loaded.agent.plane.kubo) {
+        ledger.register(Arc::clone(&node), kubo.clone(), &mut plane);
+    }
     if let Some(address) = loaded.agent.http_listen.filter(|_| !options.exit_when_idle) {
         match http::bind(address).await {
             Ok(listener) => {
@@ -392,7 +395,7 @@ impl Observed for Served {
 
     async fn degraded(&self) -> Vec<String> {
         match &self.ledger {
-            Some(ledger) => ledger.view().await.degraded().into_iter().collect(),
+            Some(ledger) => ledger.degraded().await,
             None => Vec::new(),
         }
     }

@@ -415,6 +415,60 @@ pub enum Plane {
         #[arg(long)]
         json: bool,
     },
+    /// The nodes that are registered: peer id, space, shards, versions, when they last told of themselves.
+    Nodes {
+        #[command(flatten)]
+        source: ConfigSource,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look for drift at this node: what is wanted and not held, held and not wanted, held and damaged. Each is a line. Exit code 1 if any is left.
+    Drift {
+        /// Pin and unpin at Kubo, so that what is held is what is wanted. What nobody decided about is not touched.
+        #[arg(long)]
+        repair: bool,
+        /// With --repair: only say what would be done.
+        #[arg(long, requires = "repair")]
+        dry_run: bool,
+        /// With --repair: at most so many a second; 0: as fast as it goes.
+        #[arg(long, default_value_t = 5.0, value_name = "RATE")]
+        rate: f64,
+        /// Look at what this peer should hold, instead of this node's Kubo. Then nothing is repaired.
+        #[arg(long, value_name = "ID", conflicts_with = "repair")]
+        peer: Option<String>,
+        /// What was decided is no drift for so many seconds [default: as [plane] drift_grace_s].
+        #[arg(long, value_name = "SECONDS")]
+        grace: Option<u64>,
+        #[command(flatten)]
+        source: ConfigSource,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write all of the ledger to a file. Interrupted, it goes on where it was when it is run again.
+    Export {
+        /// The file; it is made, or gone on with.
+        file: PathBuf,
+        #[command(flatten)]
+        source: ConfigSource,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take over a file that `export` wrote, of whichever engine. What is newer in the ledger stays. Interrupted, it goes on where it was when it is run again.
+    Import {
+        /// The file.
+        file: PathBuf,
+        /// Check all of it, and count what the ledger does not have yet. Nothing is changed.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        source: ConfigSource,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Whether this agent can reach the ledger and work on it; exit code 1 if not, 2 if the config or the credentials are wrong.
     Check {
         #[command(flatten)]

@@ -13,6 +13,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use basalt_node::Node;
 use basalt_node::sockets::{PATH_BYTES_MAX, Paths};
 use basalt_stateplane::{
     Buffered, Class, Clock, Deferred, Embedded, Error, Journal, PinLedger, Result, Standing, Waiting,
@@ -28,8 +29,9 @@ use crate::{
     cli::ConfigSource,
     config::Loaded,
     exit::{Failure, Outcome},
-    plane::{Engine, PlaneConfig, failure},
+    plane::{Engine, KuboConfig, PlaneConfig, failure},
     progress::duration,
+    registrar::Registrar,
 };
 
 /// Pauses between tries to open the ledger.
@@ -50,6 +52,7 @@ pub struct Hosted {
     database: Arc<Deferred>,
     buffered: OnceLock<Buffered>,
     clock: Clock,
+    registrar: OnceLock<Arc<Registrar>>,
     began: Instant,
 }
 
@@ -83,6 +86,7 @@ impl Hosted {
             database: Arc::new(Deferred::new("cql")),
             buffered: OnceLock::new(),
             clock: Clock::new(),
+            registrar: OnceLock::new(),
             began: Instant::now(),
         });
         let opened = Arc::clone(&hosted);
@@ -95,7 +99,24 @@ impl Hosted {
         Arc::clone(&self.ledger) as _
     }
 
-    #[allow(dead_code, reason = "for who makes changes")]
+    /// The plane's folder in the node's.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Begins to register what a Kubo holds.
+    pub fn register(self: &Arc<Hosted>, node: Arc<Node>, kubo: KuboConfig, tasks: &mut JoinSet<()>) {
+        let registrar = Registrar::new(node, Arc::clone(self), kubo, self.config.registering);
+        let _ = self.registrar.set(Arc::clone(&registrar));
+        tasks.spawn(registrar.run());
+    }
+
+    /// Why the plane is not as it should be. The node serves all the same.
+    pub async fn degraded(&self) -> Vec<String> {
+        let ledger = self.view().await.degraded();
+        ledger.into_iter().chain(self.registrar.get().and_then(|registrar| registrar.degraded())).collect()
+    }
+
     /// The one maker of generations of this process.
     pub fn clock(&self) -> &Clock {
         &self.clock
@@ -282,7 +303,11 @@ impl Host for Hosted {
     }
 
     async fn standing(&self) -> String {
-        self.view().await.object().to_string()
+        let mut object = self.view().await.object();
+        if let Some(registrar) = self.registrar.get() {
+            object["registrar"] = registrar.object();
+        }
+        object.to_string()
     }
 
     async fn tell(&self, what: &str) -> Result<String> {
@@ -290,7 +315,8 @@ impl Host for Hosted {
     }
 }
 
-fn now_ms() -> u64 {
+/// Unix time in milliseconds.
+pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -319,7 +345,6 @@ fn open_local(folder: &Path, config: &PlaneConfig) -> Result<Local> {
     }
 }
 
-#[allow(dead_code, reason = "for commands that use it")]
 /// A node's ledger for a command: through its agent where one runs, else from here.
 pub async fn reach(node: &Path, config: &Loaded) -> Outcome<Arc<dyn PinLedger>> {
     if let Some(remote) = agents(node, config).await? {
@@ -370,6 +395,21 @@ pub async fn glance(node: &Path) -> Option<(String, Value)> {
     }
     if let Some(why) = told["why"].as_str() {
         line += &format!("\n  {why}");
+    }
+    let registrar = &told["registrar"];
+    if let Some(peer) = registrar["peer"].as_str() {
+        line += &format!("\nregistered as {peer}; pins: {}", registrar["watch"].as_str().unwrap_or_default());
+        if let Some(held) = registrar["scan"]["held"].as_u64() {
+            let ago = registrar["scan"]["ago_ms"].as_u64().unwrap_or_default();
+            line += &format!("; {held} held by Kubo's list {} ago", duration(ago));
+        }
+        if let Some(mismatching) = registrar["drift"]["mismatching"].as_u64() {
+            let of = registrar["drift"]["placements"].as_u64().unwrap_or_default();
+            line += &format!("\ndrift: {mismatching} of {of} placements");
+        }
+    }
+    if let Some(why) = registrar["why"].as_str() {
+        line += &format!("\n  not registered: {why}");
     }
     Some((line, told))
 }

@@ -9,7 +9,7 @@ use std::{
 use basalt_kubo::{Auth, Client, Endpoint, EndpointError, Options as KuboOptions};
 use basalt_node::config::{ConfigError, Kind, Place, Problem, Setting, Settings, Value};
 use basalt_stateplane::{
-    Class, EmbeddedOptions, JournalOptions,
+    Class, EmbeddedOptions, JournalOptions, Registration,
     cql::{self, CqlLedger, CqlOptions, Dialect, Level, Password, Tls},
 };
 use serde_json::json;
@@ -17,8 +17,12 @@ use serde_json::json;
 use crate::{
     cli::{ConfigSource, Plane},
     config::Loaded,
+    drift::{self, Asked},
     exit::{Exit, Failure, Outcome},
+    ledger,
+    progress::{bytes, duration},
     say::say,
+    transfer,
 };
 
 const LEVELS: &[&str] = &["local_one", "local_quorum", "quorum"];
@@ -27,6 +31,12 @@ const WRITE_LEVELS: &[&str] = &["local_one", "local_quorum", "each_quorum", "quo
 /// A setting of `[cql]`.
 const fn cql(key: &'static str, kind: Kind, default: fn() -> Value, about: &'static str) -> Setting {
     Setting { section: "cql", key, kind, default, reload: false, about }
+}
+
+/// A number of `[plane]`.
+const fn number(key: &'static str, min: u64, default: fn() -> Value, about: &'static str) -> Setting {
+    let kind = Kind::Integer { min, max: 31_536_000 };
+    Setting { section: "plane", key, kind, default, reload: false, about }
 }
 
 fn milliseconds(duration: Duration) -> Value {
@@ -60,6 +70,31 @@ pub const SETTINGS: &[Setting] = &[
         reload: false,
         about: "Bytes of these.",
     },
+    number(
+        "heartbeat_s",
+        1,
+        || Value::Integer(30),
+        "The node tells the ledger of itself that often, in seconds: peer id, space, shards, versions.",
+    ),
+    number(
+        "scan_every_s",
+        1,
+        || Value::Integer(21_600),
+        "Kubo is asked for all its pins that often, in seconds, besides at the start; each ten minutes where its pins can't be seen changing.",
+    ),
+    number("drift_every_s", 1, || Value::Integer(300), "Drift is looked for that often, in seconds."),
+    number(
+        "drift_grace_s",
+        0,
+        || Value::Integer(60),
+        "What was decided is not called drift for so many seconds: the worker is at it.",
+    ),
+    number(
+        "repair_per_s",
+        0,
+        || Value::Integer(5),
+        "Mismatching placements that are repaired in a second; 0: they are only counted.",
+    ),
     Setting {
         section: "kubo",
         key: "api",
@@ -213,6 +248,8 @@ pub struct PlaneConfig {
     pub engine: Engine,
     /// Bounds of the journal before the ledger of `[cql]`.
     pub journal: JournalOptions,
+    /// How what Kubo holds is registered.
+    pub registering: Registering,
     /// The Kubo that holds the pins.
     pub kubo: Option<KuboConfig>,
     /// `[cql]`, without the password.
@@ -232,6 +269,21 @@ pub enum Engine {
     None,
 }
 
+/// How what Kubo holds is registered, and what is done about drift.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registering {
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
+    /// Between two lists of all that Kubo holds.
+    pub scan_every: Duration,
+    /// Between two looks for drift.
+    pub drift_every: Duration,
+    /// How long what was decided is left to the worker.
+    pub grace: Duration,
+    /// Repairs a second; 0: none.
+    pub repair_per_s: u64,
+}
+
 /// `[kubo]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KuboConfig {
@@ -242,7 +294,6 @@ pub struct KuboConfig {
 }
 
 impl KuboConfig {
-    #[allow(dead_code, reason = "for who talks to Kubo")]
     /// A client; the authorization is read now.
     pub fn client(&self) -> Outcome<Client> {
         let auth: Auth = match &self.auth_file {
@@ -382,7 +433,15 @@ impl PlaneConfig {
             entries_max: settings.integer("plane", "journal_entries_max"),
             bytes_max: settings.integer("plane", "journal_bytes_max"),
         };
-        Ok(PlaneConfig { engine, journal, kubo, cql, login })
+        let seconds = |key: &str| Duration::from_secs(settings.integer("plane", key));
+        let registering = Registering {
+            heartbeat: seconds("heartbeat_s"),
+            scan_every: seconds("scan_every_s"),
+            drift_every: seconds("drift_every_s"),
+            grace: seconds("drift_grace_s"),
+            repair_per_s: settings.integer("plane", "repair_per_s"),
+        };
+        Ok(PlaneConfig { engine, journal, registering, kubo, cql, login })
     }
 
     /// Memory of the embedded ledger: it is a guest on a host whose memory is for blocks.
@@ -412,11 +471,74 @@ pub fn failure(err: basalt_stateplane::Error) -> Failure {
 
 /// `basalt plane`.
 pub async fn plane(node: &Path, command: &Plane) -> Outcome {
-    let (source, as_json): (&ConfigSource, bool) = match command {
+    match command {
         Plane::Migrate { source, json } | Plane::Status { source, json } | Plane::Check { source, json } => {
-            (source, *json)
+            schema(node, command, source, *json).await
         }
-    };
+        Plane::Nodes { source, json } => nodes(node, source, *json).await,
+        Plane::Drift { repair, dry_run, rate, peer, grace, source, json } => {
+            let loaded = Loaded::load(node, source)?;
+            let grace = grace.map_or(loaded.agent.plane.registering.grace, Duration::from_secs);
+            let asked =
+                Asked { repair: *repair, dry_run: *dry_run, rate: *rate, peer: peer.as_deref(), grace, json: *json };
+            drift::command(node, &loaded, &asked).await
+        }
+        Plane::Export { file, source, json } => transfer::export(node, &Loaded::load(node, source)?, file, *json).await,
+        Plane::Import { file, dry_run, source, json } => {
+            transfer::import(node, &Loaded::load(node, source)?, file, *dry_run, *json).await
+        }
+    }
+}
+
+async fn nodes(node: &Path, source: &ConfigSource, as_json: bool) -> Outcome {
+    let loaded = Loaded::load(node, source)?;
+    let ledger = ledger::reach(node, &loaded).await?;
+    let (mut all, mut after) = (Vec::new(), None);
+    loop {
+        let page = ledger.registrations(after.as_ref(), 1000).await.map_err(failure)?;
+        all.extend(page.items);
+        match page.next {
+            Some(next) => after = Some(next),
+            None => break,
+        }
+    }
+    all.sort_by(|a, b| a.peer.cmp(&b.peer));
+    let ago = |node: &Registration| ledger::now_ms().saturating_sub(node.seen_ms);
+    if as_json {
+        let object = |node: &Registration| {
+            json!({
+                "peer": node.peer.as_str(), "node_id": node.node_id, "basalt": node.basalt, "kubo": node.kubo,
+                "capacity_bytes": node.capacity_bytes, "free_bytes": node.free_bytes,
+                "seen_unix_ms": node.seen_ms, "ago_ms": ago(node),
+                "shards": node.shards.iter().map(|shard| json!({
+                    "id": shard.id, "blocks": shard.blocks, "bytes": shard.bytes, "free_bytes": shard.free_bytes,
+                    "serving": shard.serving,
+                })).collect::<Vec<_>>(),
+            })
+        };
+        say!("{}", json!({ "nodes": all.iter().map(object).collect::<Vec<_>>() }));
+        return Ok(());
+    }
+    for node in &all {
+        let shards = node.shards.len();
+        let serving = node.shards.iter().filter(|shard| shard.serving).count();
+        say!(
+            "{}  {} free of {}, {serving} of {shards} shards take writes, Basalt {}, {}; told {} ago",
+            node.peer,
+            bytes(node.free_bytes),
+            bytes(node.capacity_bytes),
+            node.basalt,
+            if node.kubo.is_empty() { "Kubo unknown" } else { &node.kubo },
+            duration(ago(node))
+        );
+    }
+    if all.is_empty() {
+        say!("no node is registered; set [kubo] api, and its agent registers it");
+    }
+    Ok(())
+}
+
+async fn schema(node: &Path, command: &Plane, source: &ConfigSource, as_json: bool) -> Outcome {
     let config = Loaded::load(node, source)?.agent.plane;
     if config.engine != Engine::Cql {
         if as_json {
@@ -479,6 +601,7 @@ pub async fn plane(node: &Path, command: &Plane) -> Outcome {
                 say!("keyspace {}: this agent can work on it", options.keyspace);
             }
         }
+        _ => {}
     }
     Ok(())
 }
@@ -502,7 +625,7 @@ mod tests {
     #[test]
     fn every_setting_reaches_the_options() {
         let config = check(
-            "[plane]\nengine = \"cql\"\njournal_entries_max = 12\njournal_bytes_max = \"2 MiB\"\n[kubo]\napi = \"unix:/k\"\nauth_file = \"/a\"\n[cql]\ncontact_points = [\"db1\", \"db2:9043\"]\nport = 9044\nkeyspace = \"fleet\"\ndatacenter = \"east\"\n\
+            "[plane]\nengine = \"cql\"\njournal_entries_max = 12\njournal_bytes_max = \"2 MiB\"\nheartbeat_s = 1\nscan_every_s = 2\ndrift_every_s = 3\ndrift_grace_s = 4\nrepair_per_s = 6\n[kubo]\napi = \"unix:/k\"\nauth_file = \"/a\"\n[cql]\ncontact_points = [\"db1\", \"db2:9043\"]\nport = 9044\nkeyspace = \"fleet\"\ndatacenter = \"east\"\n\
              replication = [\"east:3\", \"west:2\"]\nuser = \"me\"\npassword_file = \"/p\"\ntls_ca_file = \"/ca\"\ntls_cert_file = \"/c\"\n\
              tls_key_file = \"/k\"\nread_level = \"local_one\"\nwrite_level = \"each_quorum\"\nscan_level = \"quorum\"\nconnect_timeout_ms = 1001\n\
              point_timeout_ms = 1002\nscan_timeout_ms = 1003\nclaim_timeout_ms = 1004\nconnections = 5\nin_flight_max = 6\ntries = 7\n\
@@ -533,6 +656,14 @@ mod tests {
         };
         assert_eq!(config.engine, Engine::Cql);
         assert_eq!(config.journal, JournalOptions { entries_max: 12, bytes_max: 1 << 21 });
+        let registering = Registering {
+            heartbeat: Duration::from_secs(1),
+            scan_every: Duration::from_secs(2),
+            drift_every: Duration::from_secs(3),
+            grace: Duration::from_secs(4),
+            repair_per_s: 6,
+        };
+        assert_eq!(config.registering, registering);
         assert_eq!(config.kubo, Some(KuboConfig { api: Endpoint::Unix("/k".into()), auth_file: Some("/a".into()) }));
         assert_eq!(config.cql, wanted);
         assert_eq!(config.login, Some(("me".to_owned(), "/p".into())));

@@ -1,10 +1,12 @@
 //! `basalt scrub` and `basalt verify --quarantined`: the scrub in the background as an operator sees and steers it, and what is damaged.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use basalt_proto::v1::{
     ControlScrubRequest, ListQuarantinedRequest, Quarantined, ScrubStatus, control_scrub_request::Action,
 };
+use basalt_stateplane::Multihash;
 use serde_json::{Value, json};
 
 use crate::{
@@ -60,6 +62,18 @@ pub async fn quarantined(node: &Path, as_json: bool) -> Outcome {
             "{n} damaged: let Kubo fetch them again (`ipfs block get CID`), or put them from a replica or backup (`ipfs block put`)"
         ))),
     }
+}
+
+/// The damaged blocks of a node.
+pub async fn quarantined_blocks(node: &Path) -> Outcome<HashSet<Multihash>> {
+    let mut access = Access::glance(node).await?;
+    let all = list(&mut access).await;
+    access.close().await?;
+    let multihash = |one: &Quarantined| {
+        let cid: basalt_kubo::Cid = one.cid.parse().ok()?;
+        Multihash::from_bytes(&cid.hash().to_bytes()).ok()
+    };
+    Ok(all?.iter().filter_map(multihash).collect())
 }
 
 async fn list(access: &mut Access) -> Outcome<Vec<Quarantined>> {

@@ -6,7 +6,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
@@ -20,6 +20,7 @@ use basalt_sharding::ShardSet;
 mod batch;
 mod key;
 mod keyspace;
+mod observer;
 mod order;
 mod query;
 mod scrub;
@@ -28,6 +29,8 @@ mod watch;
 use batch::Plan;
 pub use key::{KEY_BYTES_MAX, Key};
 use keyspace::{Change, Keyspace};
+pub use observer::KeyObserver;
+use observer::Observed;
 use order::{Barrier, Job, Later, Need};
 pub use query::{Compare, Entry, Filter, Order, Query, QueryCursor};
 use watch::Watch;
@@ -109,6 +112,7 @@ struct Stores {
     holds: AtomicUsize,
     /// Bytes that queries sort at the moment.
     sorting_bytes: AtomicUsize,
+    observed: OnceLock<Arc<Observed>>,
 }
 
 impl Stores {
@@ -164,6 +168,15 @@ impl Stores {
         key.as_str().len() > self.options.store.key_bytes_max && key.block().is_none()
     }
 
+    /// Writes changes of the keyspace, and tells who looks on.
+    fn apply(&self, changes: Vec<Change>) -> Result<Ticket> {
+        let written = self.keyspace.apply(&changes);
+        match self.observed.get() {
+            Some(observed) => observed.tell_after(changes, written),
+            None => written,
+        }
+    }
+
     /// Whether these changes must wait for the blocks acknowledged before them. An error where they can't go on at all: a shard that is fenced may have lost
     /// what they refer to (STORE 2). In `strict` it can't: what it acknowledged is durable.
     fn must_pass_barrier(&self, changes: &[Change]) -> Result<bool> {
@@ -209,6 +222,7 @@ impl Datastore {
             is_closed: AtomicBool::new(false),
             holds: AtomicUsize::new(0),
             sorting_bytes: AtomicUsize::new(0),
+            observed: OnceLock::new(),
         });
         let orders = !is_read_only && durability != Durability::Strict && env.clock.threads();
         let later = if orders { Some(Later::start(stores.clone())?) } else { None };
@@ -359,7 +373,11 @@ impl Datastore {
         if self.stores.must_pass_barrier(changes)? {
             self.stores.barrier.pass(&self.stores.shards)?;
         }
-        again_if_superseded(|| self.stores.keyspace.apply(changes)?.wait())
+        again_if_superseded(|| self.stores.keyspace.apply(changes)?.wait())?;
+        if let Some(observed) = self.stores.observed.get() {
+            observed.tell(changes);
+        }
+        Ok(())
     }
 
     /// Changes the keyspace without waiting, neither for the flush nor for the barrier before it.
@@ -367,10 +385,10 @@ impl Datastore {
         let stores = &self.stores;
         let waits = stores.must_pass_barrier(&changes)?;
         if !waits || (!stores.shards.is_dirty() && self.is_idle()) {
-            return stores.keyspace.apply(&changes);
+            return stores.apply(changes);
         }
         let bytes = changes.iter().map(Change::bytes).sum();
-        self.submit_after(Need::Blocks, bytes, move |stores| stores.keyspace.apply(&changes))
+        self.submit_after(Need::Blocks, bytes, move |stores| stores.apply(changes))
     }
 
     /// Deletes blocks on this thread, after the metadata that may have referred to them.
@@ -421,6 +439,11 @@ impl Datastore {
 
     fn is_idle(&self) -> bool {
         self.later.as_ref().is_none_or(Later::is_idle)
+    }
+
+    /// From now on `observer` is told of changes of the keys beneath `prefix`. There is one observer, the first; `false`: there is one already.
+    pub fn observe(&self, prefix: &Key, observer: Arc<dyn KeyObserver>) -> bool {
+        self.stores.observed.set(Arc::new(Observed::new(prefix, observer))).is_ok()
     }
 
     /// Starts a query. Pages are pulled by [`QueryCursor::next_page`].

@@ -254,6 +254,10 @@ impl PinLedger for Buffered {
         self.ledger.placements_of_peer(peer, bucket, after, limit).await
     }
 
+    async fn peers(&self, after: Option<&Cursor>, limit: usize) -> Result<Page<Peer>> {
+        self.ledger.peers(after, limit).await
+    }
+
     async fn key(&self) -> Result<PlaneKey> {
         self.ledger.key().await
     }

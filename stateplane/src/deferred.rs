@@ -151,6 +151,13 @@ impl PinLedger for Deferred {
         done
     }
 
+    async fn peers(&self, after: Option<&Cursor>, limit: usize) -> Result<Page<Peer>> {
+        let began = Instant::now();
+        let done = self.ledger()?.peers(after, limit).await;
+        self.note("peers", began, &done);
+        done
+    }
+
     async fn key(&self) -> Result<PlaneKey> {
         let began = Instant::now();
         let done = self.ledger()?.key().await;

@@ -464,6 +464,33 @@ impl Inner {
         Ok(Page { items, next: None })
     }
 
+    /// The peers of the rows by peer: from each the look goes on behind its last row.
+    fn peers(&self, after: Option<&Cursor>, limit: usize) -> Result<Page<Peer>> {
+        let tried = "list peers";
+        if limit == 0 {
+            return Err(Error::new(tried, Class::Argument, "a page of no items was asked for"));
+        }
+        let mut start = match after {
+            None => vec![kind::PEER],
+            Some(Cursor(key)) if key.first() == Some(&kind::PEER) => key.clone(),
+            Some(_) => return Err(Error::new(tried, Class::Argument, "the cursor is of another list")),
+        };
+        let mut items = Vec::new();
+        loop {
+            let row = self.db.iterator(IteratorMode::From(&start, Direction::Forward)).next();
+            let Some((key, _)) = row.transpose().map_err(failed(tried))? else { break };
+            let Some((&kind::PEER, rest)) = key.split_first() else { break };
+            if items.len() == limit.min(PAGE_MAX) {
+                return Ok(Page { items, next: Some(Cursor(start)) });
+            }
+            let peer = KeyReader(rest).text().and_then(|text| Ok(text.parse::<Peer>()?)).map_err(malformed(tried))?;
+            let Some(end) = successor(&peer_prefix(&peer, None).0) else { break };
+            start = end;
+            items.push(peer);
+        }
+        Ok(Page { items, next: None })
+    }
+
     fn claim(&self, operation: &Operation, claimant: u128) -> Result<Claim> {
         let tried = describe_operation("claim", operation);
         let name = operation.as_str().as_bytes();
@@ -682,6 +709,11 @@ impl PinLedger for Embedded {
             })
         })
         .await
+    }
+
+    async fn peers(&self, after: Option<&Cursor>, limit: usize) -> Result<Page<Peer>> {
+        let after = after.cloned();
+        self.blocking(move |inner| inner.peers(after.as_ref(), limit)).await
     }
 
     async fn key(&self) -> Result<PlaneKey> {

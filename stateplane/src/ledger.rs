@@ -112,6 +112,9 @@ pub trait PinLedger: Send + Sync + fmt::Debug {
         limit: usize,
     ) -> Result<Page<Placement>>;
 
+    /// Peers that any placement was ever known of.
+    async fn peers(&self, after: Option<&Cursor>, limit: usize) -> Result<Page<Peer>>;
+
     /// The key by which rows spread over buckets. It never changes.
     async fn key(&self) -> Result<PlaneKey>;
 

@@ -252,6 +252,11 @@ impl PinLedger for Model {
         page(&format!("placements at {peer} in {bucket:?}"), here.into_iter(), after, limit)
     }
 
+    async fn peers(&self, after: Option<&Cursor>, limit: usize) -> Result<Page<Peer>> {
+        let peers: std::collections::BTreeSet<Peer> = self.state().placements().map(|at| at.peer).collect();
+        page("peers", peers.into_iter(), after, limit)
+    }
+
     async fn key(&self) -> Result<PlaneKey> {
         Ok(self.key.clone())
     }

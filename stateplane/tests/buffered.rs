@@ -146,6 +146,13 @@ impl PinLedger for GoesAway {
     ) -> basalt_stateplane::Result<basalt_stateplane::Page<Placement>> {
         self.back().await.placements_of_peer(peer, bucket, after, limit).await
     }
+    async fn peers(
+        &self,
+        after: Option<&basalt_stateplane::Cursor>,
+        limit: usize,
+    ) -> basalt_stateplane::Result<basalt_stateplane::Page<basalt_stateplane::Peer>> {
+        self.back().await.peers(after, limit).await
+    }
     async fn key(&self) -> basalt_stateplane::Result<basalt_stateplane::PlaneKey> {
         self.buffered.key().await
     }

@@ -102,6 +102,7 @@ statements! {
     register: Write, "INSERT INTO $k.nodes (peer, told) VALUES (?, ?) USING TIMESTAMP ?";
     strike_off: Write, "DELETE FROM $k.nodes USING TIMESTAMP ? WHERE peer = ?";
     nodes: Scan, "SELECT peer, told FROM $k.nodes";
+    peers: Scan, "SELECT DISTINCT kind, id FROM $k.used_buckets$bypass";
     claim: Claim, "INSERT INTO $k.operations (operation, claimant) VALUES (?, ?) IF NOT EXISTS";
     finish: Claim, "UPDATE $k.operations SET outcome = ? WHERE operation = ? IF claimant = ?";
     claim_pin: Claim, "INSERT INTO $k.pin_claims (mh, owner, codec, expected, claim, change) VALUES (?, ?, ?, ?, ?, ?) IF NOT EXISTS";
@@ -665,6 +666,20 @@ impl PinLedger for CqlLedger {
             .map(|(bucket, row)| Place { bucket: *bucket, multihash: row.0.clone(), codec: 0 }.to_cursor(list));
         let items: Result<Vec<_>> = rows.into_iter().map(|(_, row)| placement_of(row, tried)).collect();
         Ok(Page { items: items?.into_iter().flatten().collect(), next })
+    }
+
+    async fn peers(&self, after: Option<&Cursor>, limit: usize) -> Result<Page<Peer>> {
+        let tried = "list peers";
+        let (rows, next) = self.page(tried, &self.statements.peers, (), list_id(&[b"peers"]), after, limit).await?;
+        let mut items = Vec::new();
+        for (kind, id) in rows {
+            let (kind, id): (String, Vec<u8>) = (kind, id);
+            if kind == "peer" {
+                let text = str::from_utf8(&id).map_err(|err| corrupt(tried, err))?;
+                items.push(name(text.parse(), tried)?);
+            }
+        }
+        Ok(Page { items, next })
     }
 
     async fn key(&self) -> Result<PlaneKey> {

@@ -178,6 +178,10 @@ impl PinLedger for Remote {
         self.list(List::PlacementsOfPeer(peer.to_string(), bucket.map(|bucket| bucket.0)), after, limit).await
     }
 
+    async fn peers(&self, after: Option<&Cursor>, limit: usize) -> Result<Page<Peer>> {
+        self.list(List::Peers, after, limit).await
+    }
+
     async fn key(&self) -> Result<PlaneKey> {
         match self.ask(Request::Key).await? {
             Answer::Record(Some(key)) => {

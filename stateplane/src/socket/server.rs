@@ -165,6 +165,7 @@ async fn list(ledger: &dyn PinLedger, of: List, after: Option<&Cursor>, limit: u
             page(ledger.placements_of_peer(&peer, bucket.map(crate::Bucket), after, limit).await?)
         }
         List::Expiries(slot, shard) => page(ledger.expiries(Slot(slot), ExpiryShard(shard), after, limit).await?),
+        List::Peers => page(ledger.peers(after, limit).await?),
         List::Registrations => page(ledger.registrations(after, limit).await?),
     })
 }

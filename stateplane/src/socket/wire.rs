@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::FRAME_BYTES_MAX;
 use crate::{
-    Change, Class, Cursor, Error, Expiry, Generation, Pin, Placement, Registration, Result,
+    Change, Class, Cursor, Error, Expiry, Generation, Peer, Pin, Placement, Registration, Result,
     codec::{self, Key, KeyReader, StoredRegistration},
 };
 
@@ -61,6 +61,8 @@ pub(super) enum List {
     Expiries(#[n(0)] u64, #[n(1)] u16),
     #[n(7)]
     Registrations,
+    #[n(8)]
+    Peers,
 }
 
 /// What is answered.
@@ -160,6 +162,16 @@ impl Item for Expiry {
             Ok::<_, codec::Malformed>(Expiry { expires, key: rest.pin()?, generation })
         };
         read().map_err(|err| broken(err.0))
+    }
+}
+
+impl Item for Peer {
+    fn encode(&self) -> ByteVec {
+        self.as_str().as_bytes().to_vec().into()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Peer> {
+        str::from_utf8(bytes).map_err(broken)?.parse().map_err(broken)
     }
 }
 

@@ -340,6 +340,33 @@ pub async fn a_conditional_change_is_made_only_to_what_was_expected(s: Scene) {
     assert_eq!(s.ledger.apply_if(None, &want).await.unwrap_err().class(), Class::Argument);
 }
 
+pub async fn a_conditional_removal_removes_just_what_was_expected(s: Scene) {
+    let first = s.pin(1);
+    s.ledger.put(first.clone()).await.unwrap();
+    let second = s.pin(1);
+    s.ledger.put(second.clone()).await.unwrap();
+    let remove = |expected: Option<Generation>| {
+        let (ledger, change) = (Arc::clone(&s.ledger), Change::Remove(s.key(1), s.clock.next()));
+        async move { ledger.apply_if(expected, &change).await.unwrap() }
+    };
+    assert_eq!(remove(Some(first.generation)).await, Conditional::Differs(Some(second.clone())));
+    assert_eq!(remove(None).await, Conditional::Differs(Some(second.clone())));
+    // Of many at the same time one removes it.
+    let outcomes = futures_util::future::join_all((0..8).map(|_| remove(Some(second.generation)))).await;
+    assert_eq!(outcomes.iter().filter(|outcome| **outcome == Conditional::Applied).count(), 1, "{outcomes:?}");
+    assert!(outcomes.iter().all(|outcome| !matches!(outcome, Conditional::Differs(Some(_)))), "{outcomes:?}");
+    assert_eq!(s.ledger.pin(&s.key(1)).await.unwrap(), None);
+    // What was removed may be put again if it is not there, and removed again, and what was put before stays away.
+    let third = s.pin(1);
+    assert_eq!(s.ledger.apply_if(None, &Change::Put(third.clone())).await.unwrap(), Conditional::Applied);
+    s.ledger.put(second.clone()).await.unwrap();
+    assert_eq!(s.ledger.pin(&s.key(1)).await.unwrap(), Some(third.clone()));
+    assert_eq!(remove(Some(second.generation)).await, Conditional::Differs(Some(third.clone())));
+    assert_eq!(remove(Some(third.generation)).await, Conditional::Applied);
+    assert_eq!(remove(Some(third.generation)).await, Conditional::Differs(None));
+    assert_eq!(s.ledger.pins_of_owner(&s.owner(0), None, 10).await.unwrap().items, []);
+}
+
 pub async fn of_conditional_changes_at_the_same_time_one_is_made(s: Scene) {
     for round in 0..5 {
         let mut tries = tokio::task::JoinSet::new();
@@ -460,6 +487,20 @@ pub enum Step {
     Have { at: (u64, u64), held: bool, generation: i64 },
     Forget { at: (u64, u64), generation: i64 },
     PutIf { at: (u64, u64, u64), as_it_is: bool, generation: i64 },
+}
+
+pub async fn the_peers_that_have_placements_are_known(s: Scene) {
+    for n in 0..20 {
+        s.ledger.want(s.multihash(n), s.peer(n % 4), s.want(true)).await.unwrap();
+    }
+    let listed = all(3, |after, limit| {
+        let ledger = Arc::clone(&s.ledger);
+        async move { ledger.peers(after.as_ref(), limit).await }
+    });
+    let ours: BTreeSet<_> = (0..6).map(|n| s.peer(n)).collect();
+    let mut listed: Vec<_> = listed.await.unwrap().into_iter().filter(|peer| ours.contains(peer)).collect();
+    listed.sort();
+    assert_eq!(listed, (0..4).map(|n| s.peer(n)).collect::<Vec<_>>());
 }
 
 pub async fn a_node_is_as_it_told_last_until_it_is_struck_off(s: Scene) {
@@ -655,6 +696,7 @@ macro_rules! promises {
             a_placement_that_is_forgotten_is_gone_and_stays_gone
             a_bucket_has_the_placements_of_its_multihashes
             a_conditional_change_is_made_only_to_what_was_expected
+            a_conditional_removal_removes_just_what_was_expected
             of_conditional_changes_at_the_same_time_one_is_made
             an_operation_is_claimed_by_one
             a_pin_is_found_by_its_expiry
@@ -662,6 +704,7 @@ macro_rules! promises {
             a_change_from_the_future_is_refused_with_the_rest_of_its_batch
             the_longest_names_and_odd_ones_are_kept
             a_node_is_as_it_told_last_until_it_is_struck_off
+            the_peers_that_have_placements_are_known
         );
     };
     (@ $ledger:path, $attributes:tt, $($promise:ident)*) => {
