@@ -29,7 +29,7 @@ use crate::{
     logging::{self, LevelHandle},
     metrics,
     notify::Notifier,
-    pool,
+    watch,
 };
 
 /// How often a lock is tried again.
@@ -92,9 +92,7 @@ async fn serve(path: &Path, options: &Agent, loaded: Loaded, level: LevelHandle)
         tracing::error!("looking at the node's datasets panicked");
     }
     // One that Kubo started serves no metrics, and ends soon.
-    if !options.exit_when_idle {
-        pool::watch(path);
-    }
+    let watch = (!options.exit_when_idle).then(|| watch::watch(path));
     let node = tokio::select! {
         node = obtain(path, &loaded, host) => node?,
         name = signals.stop() => {
@@ -106,6 +104,9 @@ async fn serve(path: &Path, options: &Agent, loaded: Loaded, level: LevelHandle)
         tracing::info!("another agent serves this node already: ending");
         return Ok(());
     };
+    if let Some(watch) = &watch {
+        watch.serve(&node);
+    }
     let server = match Server::start(&node) {
         Ok(server) => server,
         Err(err) => {

@@ -38,6 +38,7 @@ mod snapshot;
 mod status;
 mod transfer;
 mod verify;
+mod watch;
 
 use std::{process::ExitCode, time::Duration};
 

@@ -1,26 +1,24 @@
 //! The pools under a node: how they are, as conditions with remedies, and as metrics by the names of the common ZFS exporter (pdf/zfs_exporter)
 //! where they mean the same.
 
-use std::{path::Path, time::Duration};
+use std::collections::BTreeMap;
 
 use basalt_datasets::Layout;
-use basalt_node::NodeFile;
-use basalt_zfs::{Cli, CliOptions, Entity, Health, Pool, PoolEntry, PoolStatus, Result, Zfs};
+use basalt_zfs::{Dataset, Health, Pool, PoolEntry, PoolStatus, Result, RowsOf, Vdev, Zfs};
 use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
 use serde_json::{Value, json};
 
 use crate::progress::bytes;
 
-/// How often a running agent looks.
-const INTERVAL: Duration = Duration::from_secs(30);
-/// What it waits for an answer.
-const DEADLINE: Duration = Duration::from_secs(20);
 /// From so many percent on a pool is said to fill: ZFS gets slower at finding space, and at the last one stops.
 const BANDS: [(u64, &str, &str); 3] = [
     (95, "critical", "free space now: destroy snapshots that are not needed, `ipfs repo gc`, or add disks"),
     (90, "critical", "free space or add disks: ZFS searches long for free space from here on"),
     (80, "warning", "plan for more space: ZFS wants a tenth free to stay quick"),
 ];
+
+/// A disk that took longer than the module's `zio_slow_io_ms` (30 s) so often is slow; less is a disk that woke up.
+const SLOW_MIN: u64 = 10;
 
 /// A pool as it was last seen.
 #[derive(Clone, Debug)]
@@ -34,7 +32,7 @@ pub struct Seen {
 /// What an operator should know of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// Which kind: `pool-health`, `pool-errors`, `pool-capacity`.
+    /// Which kind: `pool-health`, `pool-errors`, `pool-scrub`, `pool-slow-disk`, `pool-capacity`, `pool-events`.
     pub name: &'static str,
     /// `warning` or `critical`.
     pub severity: &'static str,
@@ -52,6 +50,12 @@ pub fn look(zfs: &dyn Zfs, pools: &[Pool]) -> Result<Vec<Seen>> {
 
 fn percent(entry: &PoolEntry) -> u64 {
     (entry.allocated_bytes.saturating_mul(100)).checked_div(entry.size_bytes).unwrap_or(0)
+}
+
+/// Whether nothing lies below a vdev: a group counts what its disks do.
+fn is_disk(vdev: &Vdev, status: &PoolStatus) -> bool {
+    let at = status.vdevs.iter().position(|other| std::ptr::eq(other, vdev));
+    at.and_then(|at| status.vdevs.get(at + 1)).is_none_or(|next| next.depth <= vdev.depth)
 }
 
 /// What there is to say of them, the worst of each kind.
@@ -108,6 +112,29 @@ pub fn conditions(seen: &[Seen]) -> Vec<Condition> {
                 ),
                 remedy: format!(
                     "look at the disk (`smartctl -a`), scrub the pool (`zpool scrub {pool}`), then `zpool clear {pool}`"
+                ),
+            });
+        }
+        if let Some(errors) = status.scan_errors().filter(|errors| *errors > 0) {
+            all.push(Condition {
+                name: "pool-scrub",
+                severity: "critical",
+                message: format!("the last scrub or resilver of pool {pool} ended with {errors} errors that it couldn't mend"),
+                remedy: format!(
+                    "the blocks that were hit are quarantined (`basalt verify --quarantined`): let Kubo fetch them again, replace a bad disk, then scrub \
+                     once more (`zpool scrub {pool}`)"
+                ),
+            });
+        }
+        let slow: Vec<_> = status.vdevs.iter().filter(|vdev| vdev.slow >= SLOW_MIN && is_disk(vdev, status)).collect();
+        if !slow.is_empty() {
+            let named: Vec<String> = slow.iter().map(|vdev| format!("{} ({} times)", vdev.name, vdev.slow)).collect();
+            all.push(Condition {
+                name: "pool-slow-disk",
+                severity: "warning",
+                message: format!("disks of pool {pool} took very long to answer: {}", named.join(", ")),
+                remedy: format!(
+                    "every write waits for the slowest: look at it (`smartctl -a`, `zpool iostat -vl {pool} 5`), replace it, or `zpool clear {pool}` if it is over"
                 ),
             });
         }
@@ -177,19 +204,22 @@ pub fn object(seen: &[Seen]) -> Value {
 type Field<T> = fn(&PoolEntry) -> T;
 
 /// Gauges in the registry of the process, which `/metrics` gives along.
-struct Gauges {
+pub(crate) struct Gauges {
     pool_bytes: Vec<(IntGaugeVec, Field<u64>)>,
     pool_ratios: Vec<(GaugeVec, Field<f64>)>,
     health: IntGaugeVec,
     errors: IntGaugeVec,
     conditions: IntGaugeVec,
+    /// Errors of reading, of writing, wrong checksums, slow answers.
+    disks: [IntGaugeVec; 4],
     datasets: Vec<(IntGaugeVec, &'static str)>,
     compression: GaugeVec,
     up: IntGaugeVec,
 }
 
 impl Gauges {
-    fn register(registry: &Registry) -> std::result::Result<Gauges, prometheus::Error> {
+    /// Registers them.
+    pub(crate) fn register(registry: &Registry) -> std::result::Result<Gauges, prometheus::Error> {
         let integer =
             |name: &str, help: &str, labels: &[&str]| -> std::result::Result<IntGaugeVec, prometheus::Error> {
                 let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
@@ -231,6 +261,20 @@ impl Gauges {
             )?,
             errors: integer("basalt_pool_data_errors", "Data errors that the pool can't mend.", &["pool"])?,
             conditions: integer("basalt_pool_condition", "1 for each condition of a pool.", &["name", "severity"])?,
+            disks: [
+                integer(
+                    "basalt_pool_disk_read_errors",
+                    "Reads of a disk that failed, since `zpool clear`.",
+                    &["pool", "vdev"],
+                )?,
+                integer("basalt_pool_disk_write_errors", "Writes of a disk that failed.", &["pool", "vdev"])?,
+                integer(
+                    "basalt_pool_disk_checksum_errors",
+                    "Reads of a disk whose checksum was wrong.",
+                    &["pool", "vdev"],
+                )?,
+                integer("basalt_pool_disk_slow_answers", "Answers of a disk that took very long.", &["pool", "vdev"])?,
+            ],
             datasets: vec![
                 (
                     integer("zfs_dataset_used_bytes", "Bytes used by the dataset and what lies in it.", &dataset)?,
@@ -256,10 +300,16 @@ impl Gauges {
         })
     }
 
-    fn show(&self, zfs: &dyn Zfs, layout: &Layout) -> Result<()> {
+    /// Whether ZFS answered.
+    pub(crate) fn answered(&self, answered: bool) {
+        self.up.with_label_values(&["basalt"]).set(i64::from(answered));
+    }
+
+    /// Looks, and shows what is there; `more` are conditions that others know of.
+    pub(crate) fn show(&self, zfs: &dyn Zfs, layout: &Layout, more: &[Condition]) -> Result<Vec<Seen>> {
         let seen = look(zfs, &pools(layout))?;
         self.conditions.reset();
-        for condition in conditions(&seen) {
+        for condition in conditions(&seen).iter().chain(more) {
             self.conditions.with_label_values(&[condition.name, condition.severity]).set(1);
         }
         for Seen { entry, status } in &seen {
@@ -272,21 +322,33 @@ impl Gauges {
             }
             self.health.with_label_values(&pool).set(health_number(status.health));
             self.errors.with_label_values(&pool).set(signed(status.data_errors));
+            for vdev in &status.vdevs {
+                let labels = [pool[0], &vdev.name];
+                let counts = [vdev.read_errors, vdev.write_errors, vdev.checksum_errors, vdev.slow];
+                for (gauge, count) in self.disks.iter().zip(counts) {
+                    gauge.with_label_values(&labels).set(signed(count));
+                }
+            }
         }
         let names = self.datasets.iter().map(|(_, name)| *name).chain(["compressratio"]);
         let names: Vec<_> = names.filter_map(|name| name.parse().ok()).collect();
+        let mut by_pool: BTreeMap<Pool, Vec<Dataset>> = BTreeMap::new();
         for member in layout.members() {
-            let found = zfs.properties(&Entity::from(&member.dataset), &names)?;
-            let value = |name: &str| found.iter().find(|p| p.name.as_str() == name).map(|p| p.value.as_str());
-            let pool = member.dataset.pool();
-            let labels = [member.dataset.as_str(), pool.as_str(), "filesystem"];
-            for (gauge, name) in &self.datasets {
-                gauge.with_label_values(&labels).set(signed(value(name).and_then(|v| v.parse().ok()).unwrap_or(0)));
-            }
-            let ratio = value("compressratio").and_then(|v| v.trim_end_matches('x').parse().ok()).unwrap_or(1.0);
-            self.compression.with_label_values(&labels).set(ratio);
+            by_pool.entry(member.dataset.pool()).or_default().push(member.dataset.clone());
         }
-        Ok(())
+        for (pool, datasets) in by_pool {
+            for listed in zfs.listing(&datasets, RowsOf::Datasets, &names)? {
+                let labels = [listed.name.as_str(), pool.as_str(), "filesystem"];
+                let mut values = listed.values.into_iter();
+                for (gauge, _) in &self.datasets {
+                    let value = values.next().flatten().and_then(|value| value.parse().ok());
+                    gauge.with_label_values(&labels).set(signed(value.unwrap_or(0)));
+                }
+                let ratio = values.next().flatten().and_then(|value| value.trim_end_matches('x').parse().ok());
+                self.compression.with_label_values(&labels).set(ratio.unwrap_or(1.0));
+            }
+        }
+        Ok(seen)
     }
 }
 
@@ -311,49 +373,11 @@ pub fn pools(layout: &Layout) -> Vec<Pool> {
     layout.holding_by_pool().into_keys().collect()
 }
 
-/// Watches the pools of a node on datasets, for as long as the process runs: metrics, and a line in the log where a condition is new.
-pub fn watch(node: &Path) {
-    let Some(layout) = NodeFile::read(node).ok().and_then(|file| Layout::read(node, file.node_id.as_str()).ok()?)
-    else {
-        return;
-    };
-    let gauges = match Gauges::register(prometheus::default_registry()) {
-        Ok(gauges) => gauges,
-        Err(err) => return tracing::error!(%err, "the metrics of ZFS can't be had"),
-    };
-    let started = std::thread::Builder::new().name("basalt-pools".to_owned()).spawn(move || {
-        let mut known: Vec<Condition> = Vec::new();
-        let mut answers = true;
-        loop {
-            let looked = Cli::new(CliOptions { deadline: DEADLINE, ..CliOptions::default() })
-                .and_then(|zfs| gauges.show(&zfs, &layout).and_then(|()| look(&zfs, &pools(&layout))));
-            gauges.up.with_label_values(&["basalt"]).set(i64::from(looked.is_ok()));
-            match looked {
-                Ok(seen) => {
-                    let now = conditions(&seen);
-                    for condition in now.iter().filter(|condition| !known.contains(condition)) {
-                        tracing::warn!(condition = condition.name, remedy = condition.remedy, "{}", condition.message);
-                    }
-                    known = now;
-                    answers = true;
-                }
-                // Once, not every half minute.
-                Err(err) if std::mem::replace(&mut answers, false) => {
-                    tracing::warn!(%err, "the pools can't be looked at")
-                }
-                Err(_) => {}
-            }
-            std::thread::sleep(INTERVAL);
-        }
-    });
-    if let Err(err) = started {
-        tracing::error!(%err, "the thread that watches the pools could not be started");
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use basalt_zfs::{Model, Role, Vdev};
+    use std::path::Path;
+
+    use basalt_zfs::{Model, Role};
 
     use super::*;
 
@@ -389,6 +413,7 @@ mod tests {
             read_errors: 0,
             write_errors: 3,
             checksum_errors: 0,
+            slow: 0,
         };
         one.status.vdevs.push(disk);
         assert_eq!(names(one.clone()), [("pool-errors", "warning")]);
@@ -397,6 +422,31 @@ mod tests {
         assert!(found[0].severity == "warning" && found[0].message.contains("/dev/sdb faulted"), "{found:?}");
         one.status.data_errors = 2;
         assert!(names(one).contains(&("pool-errors", "critical")));
+    }
+
+    #[test]
+    fn a_disk_that_answers_slowly_and_a_scrub_with_errors_are_conditions() {
+        let mut one = seen(1);
+        one.status.vdevs[0].slow = 9;
+        assert_eq!(names(one.clone()), []);
+        one.status.vdevs[0].slow = 10;
+        assert_eq!(names(one.clone()), [("pool-slow-disk", "warning")]);
+        // A group counts what its disks do.
+        one.status.vdevs.insert(0, Vdev { name: "mirror-0".into(), ..one.status.vdevs[0].clone() });
+        one.status.vdevs[1].depth = 1;
+        let found = conditions(std::slice::from_ref(&one));
+        assert!(found[0].message.ends_with("answer: /dev/model (10 times)"), "{found:?}");
+        one.status.vdevs.clear();
+        for (scan, wanted) in [
+            ("scrub finished, 2 errors", true),
+            ("scrub repaired 0B in 00:00:00 with 1 errors on Sat Nov 21 22:41:54 2026", true),
+            ("scrub repaired 0B in 00:00:00 with 0 errors on Sat Nov 21 22:41:54 2026", false),
+            ("scrub in progress since Sat Nov 21 22:41:54 2026", false),
+            ("", false),
+        ] {
+            one.status.scan = scan.into();
+            assert_eq!(names(one.clone()) == [("pool-scrub", "critical")], wanted, "{scan}");
+        }
     }
 
     #[test]
@@ -415,7 +465,7 @@ mod tests {
         let plan = basalt_datasets::plan(&layout, &basalt_datasets::look(&model, &layout).unwrap());
         basalt_datasets::apply(&layout, &plan, &model, &basalt_datasets::Own(&model), false, &mut |_| {}).unwrap();
         let registry = Registry::new();
-        Gauges::register(&registry).unwrap().show(&model, &layout).unwrap();
+        Gauges::register(&registry).unwrap().show(&model, &layout, &[]).unwrap();
         let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
         assert!(text.contains("zfs_pool_health{pool=\"tank\"} 0"), "{text}");
         assert!(

@@ -11,7 +11,7 @@ use std::{
 use basalt_blockstore::ErrorKind;
 
 /// The calls of both sockets, as they stand in a request's path.
-pub const METHODS: [(&str, &str); 27] = [
+pub const METHODS: [(&str, &str); 28] = [
     ("Datastore", "Get"),
     ("Datastore", "Has"),
     ("Datastore", "GetSize"),
@@ -30,6 +30,7 @@ pub const METHODS: [(&str, &str); 27] = [
     ("Datastore", "GetExpiration"),
     ("Admin", "Status"),
     ("Admin", "Verify"),
+    ("Admin", "CheckPart"),
     ("Admin", "ControlScrub"),
     ("Admin", "ListQuarantined"),
     ("Admin", "Heal"),

@@ -1,18 +1,18 @@
 //! What the file systems under a node are, as far as the stores must know (STORE 15): whether they are ZFS, and then which snapshots there are and what they hold.
 //!
-//! The `zfs` program is asked for that, where there is one, from a thread of its own: on a suspended pool it hangs. Without it the hidden folder `.zfs/snapshot` says
-//! at least whether there are any.
+//! ZFS is asked for that from a thread of its own: on a suspended pool it hangs. One listing tells all datasets of a pool; snapshots are read only where it says
+//! that there are others than before. Without the `zfs` program the hidden folder `.zfs/snapshot` says at least whether there are any.
 //!
 //! On ZFS a full quota refuses even an overwrite, and other programs, or snapshots that pin what is overwritten, may take the stores' headroom. So a node on datasets has
 //! an empty one beside them whose `refreservation` keeps space back; [`RESERVE_PROPERTY`] on it says how much. Where the headroom is being used up it is lifted, and put back
 //! when there is room (STORE 16).
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::Command,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -22,6 +22,7 @@ use basalt_blockstore::{
     Error, ErrorKind, Result,
     ground::{Ground, PlainGround},
 };
+use basalt_zfs::{Cli, CliOptions, Dataset, Entity, PropertyName, RowsOf, Snapshot, Zfs};
 use nix::sys::{
     statfs::{FsType, statfs},
     statvfs::statvfs,
@@ -30,8 +31,8 @@ use nix::sys::{
 const ZFS_MAGIC: FsType = FsType(0x2fc1_2fc1);
 /// What is known of snapshots is asked again after so long.
 const FRESH: Duration = Duration::from_secs(10);
-/// How long an opening node waits for the first answer. Some commands for each dataset: a second each on a machine that is busy.
-const FIRST: Duration = Duration::from_secs(120);
+/// How long an opening node waits for the first answer, and a command for ZFS. A machine that is busy takes a second for a command; there are three.
+const FIRST: Duration = Duration::from_secs(30);
 /// Snapshots that an error names.
 const NAMED: usize = 3;
 /// Less than this held by snapshots explains no full disk, in bytes.
@@ -49,34 +50,37 @@ const LIFT_AGAIN: Duration = Duration::from_secs(60);
 /// What is under these folders.
 pub(crate) fn under<'a>(dirs: impl IntoIterator<Item = &'a Path>) -> Arc<dyn Ground> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut datasets: Vec<Dataset> = Vec::new();
+    let mut mounted: Vec<Mounted> = Vec::new();
     let mut is_zfs = false;
     let mut hole_bytes = 4096;
     for dir in dirs.into_iter().filter(|dir| statfs(*dir).is_ok_and(|stat| stat.filesystem_type() == ZFS_MAGIC)) {
         is_zfs = true;
         hole_bytes = hole_bytes.max(statvfs(dir).map_or(0, |stat| stat.block_size()));
-        if let Some(dataset) = dataset_of(dir, &mounts).filter(|dataset| !datasets.contains(dataset)) {
-            datasets.push(dataset);
+        if let Some(found) = dataset_of(dir, &mounts).filter(|found| !mounted.contains(found)) {
+            mounted.push(found);
         }
     }
     if !is_zfs {
         return Arc::new(PlainGround);
     }
     let shared = Arc::new(Shared {
-        datasets,
+        zfs: OnceLock::new(),
+        mounted,
         known: Mutex::default(),
         answered: Condvar::new(),
         asking: AtomicBool::new(false),
+        seen: Mutex::default(),
         reserve: Mutex::default(),
     });
     shared.ask(FIRST);
     Arc::new(ZfsGround { shared, hole_bytes })
 }
 
+/// A dataset, and where it is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Dataset {
-    name: String,
-    mounted_at: PathBuf,
+struct Mounted {
+    dataset: Dataset,
+    at: PathBuf,
 }
 
 #[derive(Debug)]
@@ -85,21 +89,46 @@ struct ZfsGround {
     hole_bytes: u64,
 }
 
-#[derive(Debug)]
 struct Shared {
-    datasets: Vec<Dataset>,
+    /// Made when it is first asked and answers.
+    zfs: OnceLock<Arc<dyn Zfs>>,
+    mounted: Vec<Mounted>,
     known: Mutex<Known>,
     answered: Condvar,
     asking: AtomicBool,
+    /// The snapshots of each dataset, as they were last read.
+    seen: Mutex<BTreeMap<Dataset, Seen>>,
     reserve: Mutex<Reserve>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("mounted", &self.mounted).finish_non_exhaustive()
+    }
+}
+
+/// Snapshots of a dataset, and by what one knows that they are still those.
+#[derive(Debug)]
+struct Seen {
+    changed: Option<String>,
+    held_bytes: u64,
+    read_unix_s: u64,
+    snapshots: Vec<Held>,
+}
+
+/// A snapshot and what it alone holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Held {
+    name: Snapshot,
+    created_unix_s: u64,
+    bytes: u64,
 }
 
 /// The dataset that keeps space back.
 #[derive(Debug, Default)]
 struct Reserve {
-    looked_for: bool,
     /// Its name, and how much it is to keep back, in bytes.
-    found: Option<(String, u64)>,
+    found: Option<(Dataset, u64)>,
     is_lifted: bool,
     failed: Option<Instant>,
 }
@@ -135,9 +164,10 @@ impl Ground for ZfsGround {
     }
 
     fn lift_reserve(&self) -> Result<bool> {
+        let Some(zfs) = self.shared.zfs() else { return Ok(false) };
         // Whoever has it is asking ZFS, which may take for ever.
         let lifted = match self.shared.reserve.try_lock() {
-            Ok(mut reserve) => reserve.lift()?,
+            Ok(mut reserve) => reserve.lift(zfs)?,
             Err(_) => false,
         };
         if lifted {
@@ -148,28 +178,12 @@ impl Ground for ZfsGround {
 }
 
 impl Reserve {
-    /// Finds the dataset, once, and whether it was left lifted by an earlier life. `false`: that was before.
-    fn look_for(&mut self, datasets: &[Dataset]) -> bool {
-        if std::mem::replace(&mut self.looked_for, true) {
-            return false;
-        }
-        self.found = reserve_names(datasets).into_iter().find_map(|name| {
-            let bytes = zfs(&["get", "-Hp", "-o", "value", RESERVE_PROPERTY, &name])?.trim().parse().ok()?;
-            Some((name, bytes))
-        });
-        if let Some((name, bytes)) = &self.found {
-            let kept = zfs(&["get", "-Hp", "-o", "value", "refreservation", name]);
-            self.is_lifted = kept.and_then(|kept| kept.trim().parse().ok()).is_some_and(|kept: u64| kept < *bytes);
-        }
-        true
-    }
-
-    fn lift(&mut self) -> Result<bool> {
+    fn lift(&mut self, zfs: &dyn Zfs) -> Result<bool> {
         let Some((name, bytes)) = &self.found else { return Ok(false) };
         if self.is_lifted || self.failed.is_some_and(|failed| failed.elapsed() < LIFT_AGAIN) {
             return Ok(false);
         }
-        if let Err(why) = set(name, "refreservation=none") {
+        if let Err(why) = set(zfs, name, "none") {
             self.failed = Some(Instant::now());
             return Err(Error::new(
                 ErrorKind::NoSpace,
@@ -184,14 +198,14 @@ impl Reserve {
         Ok(true)
     }
 
-    fn put_back(&mut self) {
+    fn put_back(&mut self, zfs: &dyn Zfs) {
         let Some((name, bytes)) = self.found.as_ref().filter(|_| self.is_lifted) else { return };
-        let available = zfs(&["get", "-Hp", "-o", "value", "available", name]);
-        let available: u64 = available.and_then(|available| available.trim().parse().ok()).unwrap_or(0);
+        let available = list(zfs, std::slice::from_ref(name), RowsOf::Datasets, ["available"]);
+        let available: u64 = available.ok().and_then(|rows| rows.first()?.1[0].as_ref()?.parse().ok()).unwrap_or(0);
         if available / PUT_BACK_AT < *bytes {
             return;
         }
-        match set(name, &format!("refreservation={bytes}")) {
+        match set(zfs, name, &bytes.to_string()) {
             Ok(()) => {
                 self.is_lifted = false;
                 tracing::info!(dataset = %name, bytes, "there is room: space is kept back again");
@@ -203,21 +217,33 @@ impl Reserve {
     }
 }
 
+fn set(zfs: &dyn Zfs, reserve: &Dataset, value: &str) -> std::result::Result<(), String> {
+    let name: PropertyName = "refreservation".parse().map_err(|err: basalt_zfs::NameError| err.to_string())?;
+    zfs.set(reserve, &[(name, value.to_owned())]).map_err(|err| err.to_string())
+}
+
 /// Where the dataset that keeps space back may be, the nearest first.
-fn reserve_names(datasets: &[Dataset]) -> Vec<String> {
-    let mut above: Vec<&str> = datasets
-        .iter()
-        .flat_map(|dataset| {
-            let ends = dataset.name.match_indices('/').map(|(end, _)| end).chain([dataset.name.len()]);
-            ends.map(|end| &dataset.name[..end])
-        })
-        .collect();
-    above.sort_by_key(|name| (std::cmp::Reverse(name.matches('/').count()), *name));
+fn reserves<'a>(datasets: impl IntoIterator<Item = &'a Dataset>) -> Vec<Dataset> {
+    let mut above: Vec<Dataset> = Vec::new();
+    for dataset in datasets {
+        above.extend(std::iter::successors(Some(dataset.clone()), Dataset::parent));
+    }
+    above.sort_by_key(|dataset| (std::cmp::Reverse(dataset.as_str().matches('/').count()), dataset.clone()));
     above.dedup();
-    above.into_iter().map(|name| format!("{name}/{RESERVE_NAME}")).collect()
+    above.into_iter().filter_map(|dataset| dataset.child(RESERVE_NAME).ok()).collect()
 }
 
 impl Shared {
+    fn zfs(&self) -> Option<&dyn Zfs> {
+        if self.zfs.get().is_none() {
+            match Cli::new(CliOptions { deadline: FIRST, ..CliOptions::default() }) {
+                Ok(cli) => drop(self.zfs.set(Arc::new(cli))),
+                Err(err) => tracing::debug!(%err, "ZFS can't be asked"),
+            }
+        }
+        self.zfs.get().map(|zfs| &**zfs)
+    }
+
     /// What is known; asks again in the background where that is old.
     fn fresh(self: &Arc<Self>) -> Known {
         let known = lock(&self.known).clone();
@@ -234,8 +260,9 @@ impl Shared {
             loop {
                 std::thread::sleep(FRESH);
                 let Some(shared) = shared.upgrade() else { return };
+                let Some(zfs) = shared.zfs() else { continue };
                 let mut reserve = lock(&shared.reserve);
-                reserve.put_back();
+                reserve.put_back(zfs);
                 if !reserve.is_lifted {
                     return;
                 }
@@ -254,14 +281,7 @@ impl Shared {
         let shared = self.clone();
         let began = Instant::now();
         let started = std::thread::Builder::new().name("basalt-ground".to_owned()).spawn(move || {
-            let known = look(&shared.datasets);
-            let lifted_before = {
-                let mut reserve = lock(&shared.reserve);
-                reserve.look_for(&shared.datasets) && reserve.is_lifted
-            };
-            if lifted_before {
-                shared.put_back_in_time();
-            }
+            let known = shared.look();
             *lock(&shared.known) = Known { asked: Some(Instant::now()), ..known };
             shared.asking.store(false, Ordering::Release);
             shared.answered.notify_all();
@@ -273,6 +293,153 @@ impl Shared {
         let unanswered = |known: &mut Known| known.asked.is_none_or(|asked| asked < began);
         drop(self.answered.wait_timeout_while(lock(&self.known), patience, unanswered));
     }
+
+    fn look(self: &Arc<Self>) -> Known {
+        let mut known = Known {
+            newest_snapshot_unix_ns: (!self.mounted.is_empty()).then_some(0),
+            honours_sync: (!self.mounted.is_empty()).then_some(true),
+            ..Known::default()
+        };
+        let mut found = Vec::new();
+        // The reserves come along at the first time; they need not be there.
+        let looks_for_reserve = lock(&self.known).asked.is_none();
+        let reserves = match looks_for_reserve {
+            true => reserves(self.mounted.iter().map(|mounted| &mounted.dataset)),
+            false => Vec::new(),
+        };
+        let wanted: Vec<Dataset> =
+            self.mounted.iter().map(|mounted| mounted.dataset.clone()).chain(reserves.clone()).collect();
+        if let Some(zfs) = self.zfs() {
+            let names = ["sync", "usedbysnapshots", "snapshots_changed", RESERVE_PROPERTY, "refreservation"];
+            match list(zfs, &wanted, RowsOf::Datasets, names) {
+                Ok(rows) => found = rows,
+                Err(err) => tracing::debug!(%err, "the node's datasets can't be listed"),
+            }
+            self.read_snapshots(zfs, &found);
+        }
+        let row = |dataset: &Dataset| {
+            found.iter().find(|(name, _)| name.as_str() == dataset.as_str()).map(|(_, values)| values)
+        };
+        let seen = lock(&self.seen);
+        let mut held = Vec::new();
+        for Mounted { dataset, at } in &self.mounted {
+            let sync = row(dataset).and_then(|values| values[0].as_deref());
+            known.honours_sync = both(known.honours_sync, sync.and_then(honours));
+            let newest = match seen.get(dataset).filter(|_| row(dataset).is_some()) {
+                Some(seen) => {
+                    held.extend(held_by(dataset, seen.held_bytes, &seen.snapshots));
+                    Some(
+                        seen.snapshots
+                            .iter()
+                            .map(|one| one.created_unix_s.saturating_mul(1_000_000_000))
+                            .max()
+                            .unwrap_or(0),
+                    )
+                }
+                None => {
+                    let names = names_in(&at.join(".zfs/snapshot"));
+                    held.extend(
+                        names
+                            .as_deref()
+                            .and_then(|names| names.first().map(|first| unlisted(dataset, names.len(), first))),
+                    );
+                    names.filter(Vec::is_empty).map(|_| 0)
+                }
+            };
+            known.newest_snapshot_unix_ns = known.newest_snapshot_unix_ns.zip(newest).map(|(a, b)| a.max(b));
+        }
+        drop(seen);
+        known.held = (!held.is_empty()).then(|| held.join("; "));
+        if looks_for_reserve {
+            let of = |name: &Dataset| Some((name.clone(), row(name)?[3].as_ref()?.parse().ok()?));
+            let mut reserve = lock(&self.reserve);
+            reserve.found = reserves.iter().find_map(of);
+            let kept = reserve.found.as_ref().map(|(name, bytes)| {
+                (row(name).and_then(|values| values[4].as_ref()?.parse().ok()).unwrap_or(0), *bytes)
+            });
+            // An earlier life may have left it lifted.
+            reserve.is_lifted = kept.is_some_and(|(kept, bytes): (u64, u64)| kept < bytes);
+            if reserve.is_lifted {
+                self.put_back_in_time();
+            }
+        }
+        known
+    }
+
+    /// Reads the snapshots of the datasets where they are others than before, or hold something else.
+    fn read_snapshots(&self, zfs: &dyn Zfs, found: &Rows<5>) {
+        let mut stale = BTreeMap::new();
+        let tells_changes = zfs.version().is_ok_and(|version| version.tools >= (2, 2, 0));
+        {
+            let mut seen = lock(&self.seen);
+            for Mounted { dataset, .. } in &self.mounted {
+                let values = found.iter().find(|(name, _)| name.as_str() == dataset.as_str()).map(|(_, values)| values);
+                let Some([_, held_bytes, changed, ..]) = values else { continue };
+                let held_bytes = held_bytes.as_ref().and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
+                if changed.is_none() && tells_changes {
+                    // It never had one.
+                    let never = Seen { changed: None, held_bytes: 0, read_unix_s: 0, snapshots: Vec::new() };
+                    seen.insert(dataset.clone(), never);
+                } else if !seen.get(dataset).is_some_and(|seen| seen.holds(changed.as_deref(), held_bytes)) {
+                    seen.remove(dataset);
+                    stale.insert(dataset.clone(), (changed.clone(), held_bytes));
+                }
+            }
+        }
+        let read_unix_s = now_unix_s();
+        let names: Vec<Dataset> = stale.keys().cloned().collect();
+        let all = match list(zfs, &names, RowsOf::Snapshots, ["creation", "used"]) {
+            Ok(all) => all,
+            Err(err) => return tracing::debug!(%err, "snapshots can't be listed"),
+        };
+        let mut seen = lock(&self.seen);
+        for (dataset, (changed, held_bytes)) in stale {
+            let of_it = |(name, [created, used]): &(Entity, [Option<String>; 2])| {
+                let Entity::Snapshot(name) = name else { return None };
+                let number = |text: &Option<String>| text.as_ref().and_then(|text| text.parse().ok()).unwrap_or(0);
+                let held = Held { name: name.clone(), created_unix_s: number(created), bytes: number(used) };
+                (name.dataset() == dataset).then_some(held)
+            };
+            let snapshots = all.iter().filter_map(of_it).collect();
+            seen.insert(dataset, Seen { changed, held_bytes, read_unix_s, snapshots });
+        }
+    }
+}
+
+impl Seen {
+    /// Whether the dataset still has these snapshots, by when ZFS says that they last changed, and they hold about as much.
+    fn holds(&self, changed: Option<&str>, held_bytes: u64) -> bool {
+        // In the second in which they changed they may have changed once more after they were read.
+        let settled =
+            changed.and_then(|at| at.parse().ok()).is_some_and(|at: u64| self.read_unix_s > at.saturating_add(1));
+        settled && self.changed.as_deref() == changed && self.held_bytes.abs_diff(held_bytes) < HELD_BYTES_MIN
+    }
+}
+
+fn now_unix_s() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+type Rows<const N: usize> = Vec<(Entity, [Option<String>; N])>;
+
+/// Properties of datasets, or of their snapshots, whatever their pools.
+fn list<const N: usize>(
+    zfs: &dyn Zfs,
+    datasets: &[Dataset],
+    rows: RowsOf,
+    names: [&str; N],
+) -> basalt_zfs::Result<Rows<N>> {
+    let names: Vec<PropertyName> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    let mut by_pool: BTreeMap<_, Vec<Dataset>> = BTreeMap::new();
+    for dataset in datasets {
+        by_pool.entry(dataset.pool()).or_default().push(dataset.clone());
+    }
+    let mut all = Vec::new();
+    for of_pool in by_pool.into_values() {
+        let listed = zfs.listing(&of_pool, rows, &names)?;
+        all.extend(listed.into_iter().filter_map(|listed| Some((listed.name, listed.values.try_into().ok()?))));
+    }
+    Ok(all)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -282,11 +449,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The ZFS dataset that a folder is on, and where that is mounted; none where it is on none.
 pub fn dataset_under(dir: &Path) -> Option<(String, PathBuf)> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    dataset_of(dir, &mounts).map(|dataset| (dataset.name, dataset.mounted_at))
+    dataset_of(dir, &mounts).map(|mounted| (mounted.dataset.to_string(), mounted.at))
 }
 
 /// The dataset that a folder is on, from the mounts of this process.
-fn dataset_of(dir: &Path, mounts: &str) -> Option<Dataset> {
+fn dataset_of(dir: &Path, mounts: &str) -> Option<Mounted> {
     let dir = fs::canonicalize(dir).ok()?;
     let mounted = mounts.lines().filter_map(|line| {
         // ID PARENT DEVICE ROOT MOUNTPOINT OPTIONS [...] - TYPE SOURCE OPTIONS
@@ -295,60 +462,17 @@ fn dataset_of(dir: &Path, mounts: &str) -> Option<Dataset> {
         let mut after = after.split(' ');
         let (kind, source) = (after.next()?, after.next()?);
         let at = PathBuf::from(unescaped(before.get(4)?));
-        (kind == "zfs" && dir.starts_with(&at)).then(|| Dataset { name: unescaped(source), mounted_at: at })
+        match kind == "zfs" && dir.starts_with(&at) {
+            true => Some(Mounted { dataset: unescaped(source).parse().ok()?, at }),
+            false => None,
+        }
     });
-    mounted.max_by_key(|dataset| dataset.mounted_at.components().count())
+    mounted.max_by_key(|mounted| mounted.at.components().count())
 }
 
 /// The kernel writes blanks in mountinfo as octal numbers.
 fn unescaped(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
-}
-
-fn look(datasets: &[Dataset]) -> Known {
-    let mut known = Known {
-        newest_snapshot_unix_ns: (!datasets.is_empty()).then_some(0),
-        honours_sync: (!datasets.is_empty()).then_some(true),
-        ..Known::default()
-    };
-    let mut held = Vec::new();
-    for dataset in datasets {
-        let sync = zfs(&["get", "-Hp", "-o", "value", "sync", &dataset.name]);
-        known.honours_sync = both(known.honours_sync, sync.and_then(|sync| honours(&sync)));
-        let snapshots = zfs(&["list", "-Hp", "-t", "snapshot", "-d", "1", "-o", "name,creation,used", &dataset.name]);
-        let newest = match snapshots.as_deref().map(snapshots_of) {
-            Some(snapshots) => {
-                let by_all = zfs(&["get", "-Hp", "-o", "value", "usedbysnapshots", &dataset.name]);
-                held.extend(
-                    by_all
-                        .and_then(|bytes| bytes.trim().parse().ok())
-                        .and_then(|bytes| held_by(&dataset.name, bytes, &snapshots)),
-                );
-                Some(
-                    snapshots
-                        .iter()
-                        .map(|snapshot| snapshot.created_unix_s.saturating_mul(1_000_000_000))
-                        .max()
-                        .unwrap_or(0),
-                )
-            }
-            None => {
-                let names = names_in(&dataset.mounted_at.join(".zfs/snapshot"));
-                if let Some(first) = names.as_ref().and_then(|names| names.first()) {
-                    held.push(format!(
-                        "{} has {} snapshots ({first} is one), and what only they refer to no gc gives back: `zfs list -t snapshot -o name,used {0}` says how \
-                         much that is",
-                        dataset.name,
-                        names.as_ref().map_or(0, Vec::len)
-                    ));
-                }
-                names.filter(Vec::is_empty).map(|_| 0)
-            }
-        };
-        known.newest_snapshot_unix_ns = known.newest_snapshot_unix_ns.zip(newest).map(|(a, b)| a.max(b));
-    }
-    known.held = (!held.is_empty()).then(|| held.join("; "));
-    known
 }
 
 /// Whether the property `sync` has flushes be flushes; `None` for what it can't be.
@@ -368,64 +492,26 @@ fn both(one: Option<bool>, other: Option<bool>) -> Option<bool> {
     }
 }
 
-/// What the `zfs` program says, if there is one and it succeeds.
-fn zfs(args: &[&str]) -> Option<String> {
-    let out = command().args(args).output().ok()?;
-    out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
-}
-
-/// Sets a property; an error is what the program says.
-fn set(dataset: &str, property: &str) -> std::result::Result<(), String> {
-    let out = command().args(["set", property, dataset]).output().map_err(|err| format!("zfs: {err}"))?;
-    match out.status.success() {
-        true => Ok(()),
-        false => Err(String::from_utf8_lossy(&out.stderr).trim().to_owned()),
-    }
-}
-
-fn command() -> Command {
-    // Where it stands for root, whose PATH a service may not have.
-    let path = format!("{}:/usr/sbin:/sbin:/usr/local/sbin", std::env::var("PATH").unwrap_or_default());
-    let mut command = Command::new("zfs");
-    command.env("PATH", path).env("LC_ALL", "C");
-    command
-}
-
 fn names_in(dir: &Path) -> Option<Vec<String>> {
     let entries = fs::read_dir(dir).ok()?;
     Some(entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Snapshot {
-    name: String,
-    created_unix_s: u64,
-    used_bytes: u64,
-}
-
-/// Lines of name, creation and used; what can't be read of one is 0.
-fn snapshots_of(listed: &str) -> Vec<Snapshot> {
-    let line = |line: &str| {
-        let mut fields = line.split('\t');
-        let name = fields.next().filter(|name| name.contains('@'))?.to_owned();
-        let mut number = || fields.next().and_then(|field| field.parse().ok()).unwrap_or(0);
-        Some(Snapshot { name, created_unix_s: number(), used_bytes: number() })
-    };
-    listed.lines().filter_map(line).collect()
+fn unlisted(dataset: &Dataset, count: usize, first: &str) -> String {
+    format!(
+        "{dataset} has {count} snapshots ({first} is one), and what only they refer to no gc gives back: `zfs list -t snapshot -o name,used {dataset}` says how much that is"
+    )
 }
 
 /// What snapshots hold, for the reader of an error; `None` where that is next to nothing.
-fn held_by(dataset: &str, bytes: u64, snapshots: &[Snapshot]) -> Option<String> {
+fn held_by(dataset: &Dataset, bytes: u64, snapshots: &[Held]) -> Option<String> {
     if bytes < HELD_BYTES_MIN || snapshots.is_empty() {
         return None;
     }
-    let mut most: Vec<&Snapshot> = snapshots.iter().collect();
-    most.sort_by_key(|snapshot| std::cmp::Reverse(snapshot.used_bytes));
-    let named: Vec<String> = most
-        .iter()
-        .take(NAMED)
-        .map(|snapshot| format!("{} {} alone", snapshot.name, mib(snapshot.used_bytes)))
-        .collect();
+    let mut most: Vec<&Held> = snapshots.iter().collect();
+    most.sort_by_key(|snapshot| std::cmp::Reverse(snapshot.bytes));
+    let named: Vec<String> =
+        most.iter().take(NAMED).map(|snapshot| format!("{} {} alone", snapshot.name, mib(snapshot.bytes))).collect();
     let more = match most.len().saturating_sub(NAMED) {
         0 => String::new(),
         more => format!(" and {more} more"),
@@ -445,7 +531,44 @@ fn mib(bytes: u64) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use basalt_zfs::{Class, Model, Operation, model::Fault};
+
     use super::*;
+
+    fn dataset(name: &str) -> Dataset {
+        name.parse().unwrap()
+    }
+
+    /// A node's datasets in memory, and what is under them.
+    fn world() -> (Arc<Model>, Arc<Shared>) {
+        let model = Arc::new(Model::new(1));
+        model.add_pool(&"tank".parse().unwrap(), 1 << 30);
+        for name in ["tank/node", "tank/node/a", "tank/node/b"] {
+            model.create(&dataset(name), &[]).unwrap();
+        }
+        let keep = [
+            ("refreservation".parse().unwrap(), "1048576".into()),
+            (RESERVE_PROPERTY.parse().unwrap(), "1048576".into()),
+        ];
+        model.create(&dataset("tank/node/reserve"), &keep).unwrap();
+        (model.clone(), ground(&model))
+    }
+
+    fn ground(model: &Arc<Model>) -> Arc<Shared> {
+        let mounted = ["tank/node", "tank/node/a", "tank/node/b"]
+            .map(|name| Mounted { dataset: dataset(name), at: "/nonexistent".into() });
+        let zfs: OnceLock<Arc<dyn Zfs>> = OnceLock::new();
+        assert!(zfs.set(model.clone()).is_ok());
+        Arc::new(Shared {
+            zfs,
+            mounted: mounted.to_vec(),
+            known: Mutex::default(),
+            answered: Condvar::new(),
+            asking: AtomicBool::new(false),
+            seen: Mutex::default(),
+            reserve: Mutex::default(),
+        })
+    }
 
     #[test]
     fn a_folder_is_on_the_dataset_that_is_mounted_nearest_above_it() {
@@ -456,31 +579,74 @@ mod tests {
             at.display()
         );
         let found = dataset_of(dir.path(), &mounts).unwrap();
-        assert_eq!((found.name.as_str(), found.mounted_at), ("tank/the node", at));
-        assert_eq!(dataset_of(Path::new("/"), &mounts).unwrap().name, "tank");
+        assert_eq!((found.dataset.as_str(), found.at), ("tank/the node", at));
+        assert_eq!(dataset_of(Path::new("/"), &mounts).unwrap().dataset.as_str(), "tank");
     }
 
     #[test]
     fn a_flush_is_trusted_only_where_every_dataset_is_known_to_honour_it() {
         assert_eq!(
-            [honours("standard\n"), honours("always"), honours("disabled\n"), honours("")],
+            [honours("standard"), honours("always"), honours("disabled"), honours("")],
             [Some(true), Some(true), Some(false), None]
         );
         assert_eq!(both(Some(true), Some(true)), Some(true));
         assert_eq!(both(Some(true), None), None);
         assert_eq!(both(None, Some(false)), Some(false));
-        // Neither the program nor the dataset is there.
-        let nowhere = Dataset { name: "basalt-no-such-pool/x".into(), mounted_at: "/nonexistent".into() };
-        let known = look(&[nowhere]);
+        let (model, ground) = world();
+        assert_eq!(ground.look().honours_sync, Some(true));
+        model.set(&dataset("tank/node/b"), &[("sync".parse().unwrap(), "disabled".into())]).unwrap();
+        assert_eq!(ground.look().honours_sync, Some(false));
+        model.remove_pool(&"tank".parse().unwrap());
+        let known = ground.look();
         assert_eq!((known.honours_sync, known.newest_snapshot_unix_ns), (None, None));
     }
 
     #[test]
+    fn the_newest_snapshot_of_all_datasets_is_known_and_read_again_only_where_there_is_another() {
+        let (model, ground) = world();
+        assert_eq!(ground.look().newest_snapshot_unix_ns, Some(0));
+        let take = |name: &str, at| {
+            model.set_now_unix_s(at);
+            model.snapshot(&[dataset("tank/node/a").snapshot(name).unwrap()], &[]).unwrap();
+        };
+        take("one", 1_700_000_000);
+        assert_eq!(ground.look().newest_snapshot_unix_ns, Some(1_700_000_000_000_000_000));
+        // What is not read again can't fail. The next listing of properties passes.
+        let fault = || Fault { operation: Some(Operation::List), after: 0, class: Class::Io, done: false };
+        model.inject(fault());
+        assert_eq!(ground.look().newest_snapshot_unix_ns, Some(1_700_000_000_000_000_000));
+        model.clear_faults();
+        take("two", 1_700_000_100);
+        assert_eq!(ground.look().newest_snapshot_unix_ns, Some(1_700_000_100_000_000_000));
+    }
+
+    #[test]
+    fn a_reserve_is_found_lifted_and_put_back() {
+        let (model, ground) = world();
+        ground.look();
+        let kept = || {
+            model.properties(&(&dataset("tank/node/reserve")).into(), &["refreservation".parse().unwrap()]).unwrap()[0]
+                .value
+                .clone()
+        };
+        let mut reserve = lock(&ground.reserve);
+        assert_eq!(reserve.found, Some((dataset("tank/node/reserve"), 1 << 20)));
+        assert!(!reserve.is_lifted && reserve.lift(&*model).unwrap() && kept() == "0");
+        drop(reserve);
+        // One that was left lifted is put back by the next life.
+        let next = self::ground(&model);
+        next.look();
+        let mut reserve = lock(&next.reserve);
+        assert!(reserve.is_lifted);
+        reserve.put_back(&*model);
+        assert!(!reserve.is_lifted && kept() == "1048576");
+    }
+
+    #[test]
     fn what_keeps_space_back_is_looked_for_beside_the_stores_and_above() {
-        let datasets = ["tank/node/shards/00", "tank/node", "tank/node/shards/01"]
-            .map(|name| Dataset { name: name.into(), mounted_at: "/nonexistent".into() });
+        let datasets = ["tank/node/shards/00", "tank/node", "tank/node/shards/01"].map(dataset);
         assert_eq!(
-            reserve_names(&datasets),
+            reserves(&datasets).iter().map(Dataset::as_str).collect::<Vec<_>>(),
             [
                 "tank/node/shards/00/reserve",
                 "tank/node/shards/01/reserve",
@@ -493,20 +659,16 @@ mod tests {
 
     #[test]
     fn snapshots_that_hold_space_are_named_the_largest_first() {
-        let listed = "tank/node@a\t1700000000\t1048576\ntank/node@b\t1700000100\t20971520\nnonsense\n";
-        let snapshots = snapshots_of(listed);
-        assert_eq!(snapshots.len(), 2);
-        assert_eq!(
-            snapshots[1],
-            Snapshot { name: "tank/node@b".into(), created_unix_s: 1_700_000_100, used_bytes: 20 << 20 }
-        );
-        let held = held_by("tank/node", 50 << 20, &snapshots).unwrap();
+        let node = dataset("tank/node");
+        let held = |name: &str, bytes| Held { name: node.snapshot(name).unwrap(), created_unix_s: 1, bytes };
+        let snapshots = [held("a", 1 << 20), held("b", 20 << 20)];
+        let held = held_by(&node, 50 << 20, &snapshots).unwrap();
         assert!(
             held.starts_with("snapshots of tank/node hold 50.0 MiB")
                 && held.contains("(tank/node@b 20.0 MiB alone, tank/node@a 1.0 MiB alone)"),
             "{held}"
         );
-        assert_eq!(held_by("tank/node", 4096, &snapshots), None);
-        assert_eq!(held_by("tank/node", 50 << 20, &[]), None);
+        assert_eq!(held_by(&node, 4096, &snapshots), None);
+        assert_eq!(held_by(&node, 50 << 20, &[]), None);
     }
 }

@@ -333,6 +333,36 @@ impl Node {
         self.datastore.shards().heal(block, candidate)
     }
 
+    /// Checks what stands in a part of one of the node's files, which a disk or pool has named as damaged; what is damaged is quarantined when it returns.
+    /// An answer without a store: the file is no segment of this node's (any more).
+    pub fn check_part(&self, request: &v1::CheckPartRequest) -> Result<v1::CheckPartResponse> {
+        // Also tells a node that is open for reading only.
+        self.scrubber()?;
+        let path = Path::new(&request.path);
+        let resolved = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let (Some(folder), Some(file)) = (path.parent().map(resolved), path.file_name().and_then(|name| name.to_str()))
+        else {
+            return Ok(v1::CheckPartResponse::default());
+        };
+        let Some((name, store)) = scrub::stores(&self.datastore).find(|(_, store)| resolved(store.dir()) == folder)
+        else {
+            return Ok(v1::CheckPartResponse::default());
+        };
+        let end = if request.end == 0 { u64::MAX } else { request.end };
+        let Some(checked) = store.check_part(file, request.start..end, request.persists)? else {
+            return Ok(v1::CheckPartResponse::default());
+        };
+        let damaged = checked.quarantined.iter().map(|(key, rot)| grpc::damaged_key(&name, key, *rot));
+        Ok(v1::CheckPartResponse {
+            damaged: damaged.collect(),
+            store: name,
+            bytes: checked.bytes,
+            records: checked.records,
+            rescued: checked.rescued,
+            unreadable: checked.unreadable,
+        })
+    }
+
     /// Does what an operator asks of the scrub, and says how it is then.
     pub fn control_scrub(&self, request: &v1::ControlScrubRequest) -> Result<v1::ScrubStatus> {
         if request.action() != v1::control_scrub_request::Action::Unspecified {

@@ -213,6 +213,7 @@ fn sane_messages() -> HashMap<&'static str, Vec<Vec<u8>>> {
         ("ImportBlocks", vec![import.encode_to_vec()]),
         ("ExportBlocks", vec![export.encode_to_vec()]),
         ("Verify", vec![v1::VerifyRequest { hash: true }.encode_to_vec()]),
+        ("CheckPart", vec![v1::CheckPartRequest { path: "/etc/passwd".into(), ..Default::default() }.encode_to_vec()]),
         ("ControlScrub", vec![v1::ControlScrubRequest { action: 1, ..Default::default() }.encode_to_vec()]),
         ("HoldDeletes", vec![v1::HoldDeletesRequest { limit_ms: 1000, by: "somebody".into() }.encode_to_vec()]),
         ("HandOver", vec![v1::HandOverRequest { force: false, by: "somebody".into() }.encode_to_vec()]),

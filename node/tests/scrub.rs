@@ -75,6 +75,29 @@ async fn listed(served: &Served) -> Vec<v1::Quarantined> {
 }
 
 #[tokio::test]
+async fn a_part_of_a_file_that_a_pool_names_is_checked_and_what_rots_in_it_is_named_by_its_cid() {
+    let values = values(40, 5000);
+    let served = filled("", &values).await;
+    flip(served.path(), &values[7]);
+    let segment = std::fs::read_dir(served.path().join("shards")).unwrap().find_map(|shard| {
+        let mut files = std::fs::read_dir(shard.unwrap().path()).unwrap().map(|file| file.unwrap().path());
+        files.find(|file| file.extension().is_some_and(|end| end == "log"))
+    });
+    let path = segment.unwrap().display().to_string();
+    let check = async |path: &str, start, end| {
+        let request = v1::CheckPartRequest { path: path.into(), start, end, persists: true };
+        served.admin().await.check_part(request).await.unwrap().into_inner()
+    };
+    let elsewhere = check("/etc/passwd", 0, 0).await;
+    assert_eq!((elsewhere.store.as_str(), elsewhere.records), ("", 0));
+    let header = check(&path, 0, 8192).await;
+    assert_eq!((header.store.as_str(), header.damaged.len()), ("shard 0", 0));
+    let whole = check(&path, 0, 0).await;
+    assert_eq!(whole.damaged.iter().map(|one| one.cid.clone()).collect::<Vec<_>>(), [block(&values[7]).0.raw_cid()]);
+    assert_eq!(listed(&served).await.len(), 1);
+}
+
+#[tokio::test]
 async fn a_pass_finds_the_block_that_rotted_and_its_own_bytes_heal_it() {
     let values = values(40, 5000);
     let served = filled("", &values).await;

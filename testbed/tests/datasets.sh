@@ -172,7 +172,7 @@ c 'the life of a repo on datasets: Kubo adds, status counts, all is there after 
   [ $(value used tank/life/shards/00) -gt 6000000 ]
   life status | tee /tmp/out; life dataset drift
   zpool export tank; zpool import -N -d /tmp tank
-  fails "no repo\|not mounted\|initialize" "$bin/ipfs" cat "$cid"
+  fails "no IPFS repo found" "$bin/ipfs" cat "$cid"
   life dataset apply --zfs tank/life
   "$bin/ipfs" cat "$cid" | cmp - /tmp/file
   idle

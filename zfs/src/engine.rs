@@ -4,11 +4,13 @@ use std::{
     collections::BTreeSet,
     fmt,
     io::{Read, Write},
+    ops::ControlFlow,
 };
 
 use crate::{
-    Bookmark, BookmarkEntry, Class, Dataset, DatasetEntry, Delegation, Entity, Error, Hold, HoldTag, Operation, Pool,
-    PoolEntry, PoolStatus, Property, PropertyName, Reach, Result, Snapshot, SnapshotEntry, SnapshotUse, Version,
+    Bookmark, BookmarkEntry, Class, DamagedFile, Dataset, DatasetEntry, Delegation, Entity, Error, Event, Hold,
+    HoldTag, Listed, Operation, Pool, PoolEntry, PoolStatus, Property, PropertyName, Reach, Result, RowsOf, Snapshot,
+    SnapshotEntry, SnapshotUse, Version,
 };
 
 /// When a snapshot with holds or clones is destroyed.
@@ -99,6 +101,18 @@ pub trait Zfs: Send + Sync {
 
     /// The same with what each costs and what keeps it. Reads every snapshot: not for loops.
     fn snapshot_uses(&self, dataset: &Dataset) -> Result<Vec<SnapshotUse>>;
+
+    /// Some properties of several datasets of one pool, or of their snapshots, by one command, in the order of the names; datasets that aren't there are
+    /// left out. For what is looked at again and again.
+    fn listing(&self, datasets: &[Dataset], rows: RowsOf, names: &[PropertyName]) -> Result<Vec<Listed>>;
+
+    /// The files of a pool that have errors which it can't mend, of snapshots too, as they are known since the last scrub but one. Root only.
+    fn damaged_files(&self, pool: &Pool) -> Result<Vec<DamagedFile>>;
+
+    /// Calls `to` with the events of all pools: first with those that the kernel still keeps, the oldest first, then with each as it comes, and with `None`
+    /// where none came for a second. Lasts until `to` breaks or the command ends, which is an error. Root only. One at a time for an engine
+    /// ([`Fenced`](crate::Class::Fenced)).
+    fn events(&self, to: &mut dyn FnMut(Option<Event>) -> ControlFlow<()>) -> Result<()>;
 
     /// When a snapshot of the dataset was last made, destroyed or renamed, in seconds since the Unix epoch: the same value twice, and older than
     /// a second at the first time, means that [`snapshots`](Zfs::snapshots) gives the same. `None` where ZFS can't tell (before 2.2, or never).
@@ -217,6 +231,15 @@ pub(crate) fn check_snapshot(snapshots: &[Snapshot], properties: &[(PropertyName
     }
     check_properties(Operation::Snapshot, &subject, properties)?;
     Ok(first.dataset().pool())
+}
+
+/// Datasets of one listing: all of the pool that this returns, `None` for none at all. One command asks one pool, so that only that one is fenced.
+pub(crate) fn check_listing(datasets: &[Dataset]) -> Result<Option<Pool>> {
+    let Some(pool) = datasets.first().map(Dataset::pool) else { return Ok(None) };
+    match datasets.iter().find(|dataset| dataset.pool() != pool) {
+        Some(foreign) => Err(Error::new(Operation::List, foreign, Class::Invalid, format!("it is not of {pool}"))),
+        None => Ok(Some(pool)),
+    }
 }
 
 pub(crate) fn check_destroy(dataset: &Dataset, snapshots: &[Snapshot]) -> Result<()> {

@@ -14,6 +14,7 @@ pub enum Operation {
     Version,
     Pools,
     PoolStatus,
+    Events,
     List,
     Get,
     Holds,
@@ -50,6 +51,7 @@ impl Operation {
             Operation::Version => "ask the version of",
             Operation::Pools => "list",
             Operation::PoolStatus => "ask the status of pool",
+            Operation::Events => "follow the events of",
             Operation::List => "list",
             Operation::Get => "read properties of",
             Operation::Holds => "list the holds of",
@@ -108,6 +110,7 @@ impl Operation {
             Operation::Version
                 | Operation::Pools
                 | Operation::PoolStatus
+                | Operation::Events
                 | Operation::List
                 | Operation::Get
                 | Operation::Holds

@@ -1,6 +1,6 @@
 //! What ZFS tells: the rows of its listings, typed.
 
-use crate::{Bookmark, Dataset, HoldTag, Pool, PropertyName, Snapshot};
+use crate::{Bookmark, Dataset, Entity, HoldTag, Pool, PropertyName, Snapshot};
 
 /// The releases of the tools and of the kernel module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +74,24 @@ pub struct SnapshotUse {
     pub defer_destroy: bool,
     /// Its clones.
     pub clones: Vec<Dataset>,
+}
+
+/// What a listing of several datasets has a row for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RowsOf {
+    /// The datasets themselves.
+    Datasets,
+    /// The snapshots of each.
+    Snapshots,
+}
+
+/// Some properties of one of several datasets or snapshots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Which one.
+    pub name: Entity,
+    /// What was asked for, in that order; `None` for what isn't set or isn't known to this release.
+    pub values: Vec<Option<String>>,
 }
 
 /// A bookmark.
@@ -222,6 +240,8 @@ pub struct Vdev {
     pub write_errors: u64,
     /// Reads whose checksum was wrong.
     pub checksum_errors: u64,
+    /// Answers that took longer than the module's `zio_slow_io_ms` (30 s).
+    pub slow: u64,
 }
 
 /// A pool in detail.
@@ -237,4 +257,13 @@ pub struct PoolStatus {
     pub data_errors: u64,
     /// All disks and groups, in the order of `zpool status`.
     pub vdevs: Vec<Vdev>,
+}
+
+impl PoolStatus {
+    /// Errors that the last scrub or resilver could not mend; `None` where it has not ended.
+    pub fn scan_errors(&self) -> Option<u64> {
+        let words: Vec<&str> = self.scan.split_whitespace().collect();
+        let at = words.iter().position(|word| *word == "errors")?;
+        words.get(at.checked_sub(1)?)?.parse().ok()
+    }
 }

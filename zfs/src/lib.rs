@@ -18,6 +18,7 @@ mod cli;
 mod delegation;
 mod engine;
 mod error;
+mod events;
 mod facts;
 pub mod model;
 mod name;
@@ -27,9 +28,10 @@ pub use cli::{Cli, CliOptions};
 pub use delegation::{Delegation, Grant, Where, Who, grant_command};
 pub use engine::{Base, DESTROY_SNAPSHOTS_MAX, ResumeToken, Stream, When, Zfs};
 pub use error::{Class, Error, Holder, Operation, Result};
+pub use events::{BlockPlace, DamagedFile, Event, EventKind};
 pub use facts::{
-    BookmarkEntry, DatasetEntry, Health, Hold, Kind, PoolEntry, PoolStatus, Property, Reach, Role, SnapshotEntry,
-    SnapshotUse, Source, Vdev, Version,
+    BookmarkEntry, DatasetEntry, Health, Hold, Kind, Listed, PoolEntry, PoolStatus, Property, Reach, Role, RowsOf,
+    SnapshotEntry, SnapshotUse, Source, Vdev, Version,
 };
 pub use model::Model;
 pub use name::{

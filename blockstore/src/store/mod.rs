@@ -4,6 +4,7 @@
 //! does, `reclaim` how space comes back, `core` the state they share and the reads.
 
 use std::{
+    ops::Range,
     path::Path,
     sync::{
         Arc, Weak,
@@ -48,7 +49,7 @@ use self::core::Core;
 pub(crate) use self::core::Verifier;
 pub use format::Rot;
 pub use quarantine::Quarantined;
-pub use scrub::{ScrubReader, ScrubState, ScrubStep};
+pub use scrub::{PartChecked, ScrubReader, ScrubState, ScrubStep};
 pub use ticket::{Completer, Ticket};
 
 /// What all stores of one node share: its disk, clock and index engine, and its one counter of sequence numbers.
@@ -314,6 +315,21 @@ impl Store {
     /// quarantined when it returns. An error leaves the pass where it was.
     pub fn scrub_step(&self, reader: &mut ScrubReader, limit: u64, hash: bool) -> Result<ScrubStep> {
         self.core.scrub_step(reader, limit, hash)
+    }
+
+    /// Checks what stands in a part of one of the store's segment files, by its name in the store's folder, hashes too; what is damaged is quarantined when it
+    /// returns. `persists` says that whoever named the part knows that the disk has no good copy of it: what can't be read is then not tried again first.
+    /// `None`: the store has no such segment (any more).
+    pub fn check_part(&self, file: &str, part: Range<u64>, persists: bool) -> Result<Option<PartChecked>> {
+        match segment::id_of_file_name(file) {
+            Some(id) => self.core.check_part(id, part, persists),
+            None => Ok(None),
+        }
+    }
+
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        &self.core.dir
     }
 
     /// Ends the pass under way; the next one begins at the beginning.

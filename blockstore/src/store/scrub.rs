@@ -9,7 +9,12 @@
 //! reads, is tried again later, and becomes a quarantine only when it persists for one record while the same file reads elsewhere: that is a
 //! bad sector, or ZFS without a good copy, which says EIO for every block that fails its checksum.
 
-use std::{collections::BTreeMap, io, ops::ControlFlow, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io,
+    ops::{ControlFlow, Range},
+    sync::Arc,
+};
 
 use super::{
     core::Core,
@@ -76,6 +81,21 @@ pub struct ScrubStep {
     pub done: bool,
     /// Keys that this step quarantined.
     pub quarantined: Vec<(Vec<u8>, Rot)>,
+}
+
+/// What [`super::Store::check_part`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PartChecked {
+    /// Bytes read from the disk.
+    pub bytes: u64,
+    /// Records that stand in the part, wholly or not.
+    pub records: u64,
+    /// Keys that are quarantined now because of it.
+    pub quarantined: Vec<(Vec<u8>, Rot)>,
+    /// Keys that were damaged on the disk and right in memory, and are written anew.
+    pub rescued: u64,
+    /// Keys that could not be read, and are tried again.
+    pub unreadable: u64,
 }
 
 /// What a scrub has read ahead. Drop it to let go of the segment's file.
@@ -206,6 +226,18 @@ impl Window {
             }
         }
         end
+    }
+}
+
+impl PartChecked {
+    fn of(state: ScrubState, step: ScrubStep) -> PartChecked {
+        PartChecked {
+            bytes: step.bytes,
+            records: state.records,
+            quarantined: step.quarantined,
+            rescued: state.rescued,
+            unreadable: state.unreadable,
+        }
     }
 }
 
@@ -369,6 +401,90 @@ impl Core {
             _ => {}
         }
         self.files.length(segment)
+    }
+
+    /// Checks the records that stand in a part of a segment, by their hashes too, outside of any pass. Where `persists`, whoever named the part knows that no
+    /// copy of it is left, so what can't be read is quarantined now and not after some tries. `None`: there is no such segment.
+    pub(super) fn check_part(
+        self: &Arc<Self>,
+        id: u64,
+        part: Range<u64>,
+        persists: bool,
+    ) -> Result<Option<PartChecked>> {
+        self.check_writable()?;
+        let Some(segment) = self.segment(id) else { return Ok(None) };
+        let (mut state, mut step) = (ScrubState::default(), ScrubStep::default());
+        let end = self.durable_end(&segment)?;
+        let to = part.end.min(end);
+        let mut window = match Window::open(self, &segment, 0) {
+            Ok(window) => window,
+            Err(err) if err.kind() == ErrorKind::Corrupt => {
+                self.scrub_range(&segment, RECORDS_START, end, &mut state, &mut step)?;
+                return Ok(Some(PartChecked::of(state, step)));
+            }
+            Err(err) => return Err(err),
+        };
+        if part.start < RECORDS_START {
+            self.scrub_header(&mut window, &mut state);
+        }
+        let mut at = self.record_before(&mut window, part.start.max(RECORDS_START), end);
+        while at < to {
+            at = self.scrub_record(&mut window, at, end, true, &mut state, &mut step)?;
+        }
+        step.bytes = window.read;
+        if persists && state.unreadable > 0 {
+            self.give_up_unreadable(&segment, &mut state, &mut step)?;
+        }
+        Ok(Some(PartChecked::of(state, step)))
+    }
+
+    /// The record that stands at `offset` or before it, by the summaries of a sealed segment, else by walking there from the beginning.
+    fn record_before(&self, window: &mut Window, offset: u64, end: u64) -> u64 {
+        if let Ok(Some(records)) = self.files.summarised(&window.segment.clone(), end) {
+            let before = records.iter().map(|record| record.offset).take_while(|at| *at <= offset);
+            return before.last().unwrap_or(RECORDS_START);
+        }
+        let mut at = RECORDS_START;
+        loop {
+            let next = match window.record(at, end) {
+                Ok(Some((header, _))) => at + header.record_bytes(),
+                _ => window.resync(at, end),
+            };
+            if next > offset || next >= end {
+                return at;
+            }
+            at = next;
+        }
+    }
+
+    /// Quarantines the keys of a segment that could not be read, if the rest of its file can be.
+    fn give_up_unreadable(
+        self: &Arc<Self>,
+        segment: &Arc<Segment>,
+        state: &mut ScrubState,
+        step: &mut ScrubStep,
+    ) -> Result<()> {
+        if !self.reads_elsewhere(segment) {
+            return Ok(());
+        }
+        let here = |one: &Unreadable| one.location.segment() == segment.id;
+        let keys: Vec<_> = {
+            let scrub = self.scrub.lock();
+            scrub.unreadable.iter().filter(|(_, one)| here(one)).map(|(key, one)| (key.clone(), one.location)).collect()
+        };
+        for (key, location) in keys {
+            if !self.is_live_at(&key, location)? {
+                continue;
+            }
+            // It may have become readable, or have been one of another part.
+            if matches!(self.reads_back(segment, &key, location), Err(_)) {
+                self.quarantine(&key, location, Some(Rot::Unreadable), Rot::Unreadable.about());
+                self.scrub.lock().unreadable.remove(&key);
+                state.unreadable = state.unreadable.saturating_sub(1);
+                self.count_finding(key, Finding::Quarantined(Rot::Unreadable), state, step);
+            }
+        }
+        Ok(())
     }
 
     /// One of the two copies of a segment's header is enough; a bad one is counted.

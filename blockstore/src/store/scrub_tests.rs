@@ -785,3 +785,63 @@ fn blocks_of_a_segment_file_that_is_gone_are_quarantined_and_come_back_with_it()
         assert_eq!(get(&shard, key).as_ref(), Ok(value));
     }
 }
+
+/// Where a block's record stands in its file.
+fn part_of(shard: &Shard, key: &Multihash, value: &[u8]) -> (String, std::ops::Range<u64>) {
+    let location = place(shard.store(), key.as_bytes()).unwrap().0;
+    let record = record_bytes(key.as_bytes().len(), value.len());
+    (file_name(location.segment()), location.offset()..location.offset() + record)
+}
+
+#[test]
+fn a_part_of_a_segment_that_is_named_is_checked_and_no_other() {
+    let world = World::new();
+    let shard = world.open();
+    // More than a segment, so that one is sealed and one is not.
+    let blocks: Vec<_> = (0..24).map(|number| block(number, 2000)).collect();
+    blocks.iter().for_each(|(key, value)| shard.put(key, value).unwrap());
+    shard.sync().unwrap();
+    for at in [2, 22] {
+        let (key, value) = &blocks[at];
+        let (file, part) = part_of(&shard, key, value);
+        world.flip_payload(&shard, key);
+        world.flip_payload(&shard, &blocks[at - 2].0);
+        let middle = part.start + 500..part.start + 501;
+        let checked = shard.store().check_part(&file, middle, false).unwrap().unwrap();
+        assert_eq!((checked.records, checked.quarantined), (1, vec![(key.as_bytes().to_vec(), Rot::Payload)]));
+        assert_eq!(get(&shard, key), Err(ErrorKind::NotFound));
+    }
+    let (file, _) = part_of(&shard, &blocks[0].0, &blocks[0].1);
+    let rest = shard.store().check_part(&file, 0..u64::MAX, false).unwrap().unwrap();
+    assert_eq!(rest.quarantined, [(blocks[0].0.as_bytes().to_vec(), Rot::Payload)]);
+    assert_eq!(listed(shard.store()).len(), 3);
+    for none in ["seg-0000ffff.log", "scrub", "../seg-00000001.log"] {
+        assert_eq!(shard.store().check_part(none, 0..u64::MAX, true).unwrap(), None);
+    }
+}
+
+#[test]
+fn what_no_copy_is_left_of_is_quarantined_at_once_and_what_may_come_back_is_not() {
+    let world = World::new();
+    let shard = world.open();
+    let blocks: Vec<_> = (0..24).map(|number| block(number, 2000)).collect();
+    blocks.iter().for_each(|(key, value)| shard.put(key, value).unwrap());
+    shard.sync().unwrap();
+    let (key, value) = &blocks[3];
+    let (file, part) = part_of(&shard, key, value);
+    let (from, to) = (part.start + 1024, part.end);
+    world.bad.lock().unwrap().unreadable.push((Path::new(DIR).join(&file), from, to));
+    let checked = shard.store().check_part(&file, part.clone(), false).unwrap().unwrap();
+    assert_eq!((checked.unreadable, checked.quarantined.len()), (1, 0));
+    let checked = shard.store().check_part(&file, part.clone(), true).unwrap().unwrap();
+    assert_eq!((checked.unreadable, checked.quarantined), (0, vec![(key.as_bytes().to_vec(), Rot::Unreadable)]));
+    assert_eq!(get(&shard, key), Err(ErrorKind::NotFound));
+    // A disk that gives nothing at all is no rot.
+    let (other, value) = &blocks[4];
+    let (file, part) = part_of(&shard, other, value);
+    world.bad.lock().unwrap().dead = true;
+    let outcome = shard.store().check_part(&file, part, true);
+    assert!(outcome.is_err() || outcome.unwrap().unwrap().quarantined.is_empty());
+    world.bad.lock().unwrap().dead = false;
+    assert_eq!(get(&shard, other).as_ref(), Ok(value));
+}

@@ -74,6 +74,11 @@ impl admin_server::Admin for Admin {
         Ok(Response::new(stream::produce(&self.streams, connection, move |sink| verify(&datastore, hash, sink)).await?))
     }
 
+    async fn check_part(self: Arc<Self>, request: Request<v1::CheckPartRequest>) -> Answer<v1::CheckPartResponse> {
+        let node = self.node.clone();
+        Ok(Response::new(blocking(move || node.check_part(request.get_ref())).await?))
+    }
+
     async fn control_scrub(self: Arc<Self>, request: Request<v1::ControlScrubRequest>) -> Answer<v1::ScrubStatus> {
         let node = self.node.clone();
         Ok(Response::new(blocking(move || node.control_scrub(request.get_ref())).await?))
@@ -474,6 +479,13 @@ fn list_quarantined(datastore: &Datastore, sink: &Sink<v1::ListQuarantinedRespon
 }
 
 /// A quarantined key as Admin shows it.
+/// A damaged key as a verification reports it.
+pub(crate) fn damaged_key(store: &str, key: &[u8], rot: store::Rot) -> Damage {
+    let one = store::Quarantined { key: key.to_vec(), size: 0, rot, found_unix_ms: 0 };
+    let v1::Quarantined { key, cid, reason, .. } = quarantined(store, one);
+    Damage { key, cid, reason }
+}
+
 pub(crate) fn quarantined(store: &str, one: store::Quarantined) -> v1::Quarantined {
     // Keys of the keyspace are texts that begin with a slash, which is the code of no hash function that Kubo uses.
     let block = if one.key.starts_with(b"/") { None } else { Multihash::parse(&one.key).ok() };

@@ -16,7 +16,7 @@ use basalt_datastore::{Error, ErrorKind, Ticket};
 use basalt_proto::v1::{admin_server::AdminServer, datastore_server::DatastoreServer};
 use tonic::Status;
 
-pub(crate) use admin::{clients, quarantined};
+pub(crate) use admin::{clients, damaged_key, quarantined};
 pub(crate) use data::Data;
 pub(crate) use gate::Gate;
 

@@ -160,6 +160,40 @@ pub mod verify_progress {
     }
 }
 #[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckPartRequest {
+    /// of the file, as the node's host sees it
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub start: u64,
+    /// 0: to the end of the file
+    #[prost(uint64, tag = "3")]
+    pub end: u64,
+    /// no copy of it is left: what can't be read is not tried again first
+    #[prost(bool, tag = "4")]
+    pub persists: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CheckPartResponse {
+    /// "shard 0", "keyspace"; empty: the file is no segment of the node, and nothing was checked
+    #[prost(string, tag = "1")]
+    pub store: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "3")]
+    pub records: u64,
+    #[prost(message, repeated, tag = "4")]
+    pub damaged: ::prost::alloc::vec::Vec<verify_progress::Damage>,
+    /// keys that were damaged on the disk, right in memory, and written anew
+    #[prost(uint64, tag = "5")]
+    pub rescued: u64,
+    /// keys that the disk refused to read; they are tried again
+    #[prost(uint64, tag = "6")]
+    pub unreadable: u64,
+}
+#[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ControlScrubRequest {
     #[prost(enumeration = "control_scrub_request::Action", tag = "1")]
@@ -533,6 +567,30 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("basalt.v1.Admin", "Verify"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Reads back what stands in a part of one of the node's files, which a disk or pool has named as damaged. What is damaged is quarantined when it answers.
+        pub async fn check_part(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CheckPartRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CheckPartResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/basalt.v1.Admin/CheckPart",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("basalt.v1.Admin", "CheckPart"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Begins, stops, pauses or resumes the scrub in the background, or only says how it is.
         pub async fn control_scrub(
             &mut self,
@@ -772,6 +830,14 @@ pub mod admin_server {
             self: std::sync::Arc<Self>,
             request: tonic::Request<super::VerifyRequest>,
         ) -> std::result::Result<tonic::Response<Self::VerifyStream>, tonic::Status>;
+        /// Reads back what stands in a part of one of the node's files, which a disk or pool has named as damaged. What is damaged is quarantined when it answers.
+        async fn check_part(
+            self: std::sync::Arc<Self>,
+            request: tonic::Request<super::CheckPartRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CheckPartResponse>,
+            tonic::Status,
+        >;
         /// Begins, stops, pauses or resumes the scrub in the background, or only says how it is.
         async fn control_scrub(
             self: std::sync::Arc<Self>,
@@ -1015,6 +1081,49 @@ pub mod admin_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/basalt.v1.Admin/CheckPart" => {
+                    #[allow(non_camel_case_types)]
+                    struct CheckPartSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::CheckPartRequest>
+                    for CheckPartSvc<T> {
+                        type Response = super::CheckPartResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CheckPartRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::check_part(inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CheckPartSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -9,18 +9,20 @@ mod refusal;
 
 use std::{
     io::{Read, Write},
+    ops::ControlFlow,
     path::PathBuf,
     time::Duration,
 };
 
 use parse::{Parsed, Rows};
-use process::{Answer, Call, Fences};
+use process::{Answer, Call, Fences, Following};
 
 use crate::{
-    Base, Bookmark, BookmarkEntry, Class, Dataset, DatasetEntry, Delegation, Entity, Error, Hold, HoldTag, Holder,
-    Operation, Pool, PoolEntry, PoolStatus, Property, PropertyName, Reach, Result, ResumeToken, Snapshot,
-    SnapshotEntry, SnapshotUse, Stream, Version, When, Zfs, delegation,
-    engine::{check_bookmark, check_destroy, check_properties, check_rename_snapshot, check_snapshot},
+    Base, Bookmark, BookmarkEntry, Class, DamagedFile, Dataset, DatasetEntry, Delegation, Entity, Error, Event, Hold,
+    HoldTag, Holder, Listed, Operation, Pool, PoolEntry, PoolStatus, Property, PropertyName, Reach, Result,
+    ResumeToken, RowsOf, Snapshot, SnapshotEntry, SnapshotUse, Stream, Version, When, Zfs, delegation,
+    engine::{check_bookmark, check_destroy, check_listing, check_properties, check_rename_snapshot, check_snapshot},
+    events::EventReader,
 };
 
 /// How the commands are found and how long they may take.
@@ -64,13 +66,21 @@ pub struct Cli {
     /// Whether `zfs clone` can leave its clone unmounted.
     clone_unmounted: bool,
     fences: Fences,
+    following: Following,
 }
 
 impl Cli {
     /// Asks `zfs` for its version, which decides how it is spoken to. Errors: [`Class::NotInstalled`], and [`Class::Unsupported`] before 2.1.
     pub fn new(options: CliOptions) -> Result<Cli> {
         let unknown = Version { tools: (0, 0, 0), module: None };
-        let mut cli = Cli { options, version: unknown, json: false, clone_unmounted: false, fences: Fences::default() };
+        let mut cli = Cli {
+            options,
+            version: unknown,
+            json: false,
+            clone_unmounted: false,
+            fences: Fences::default(),
+            following: Following::default(),
+        };
         let version = cli.version()?;
         let (major, minor, patch) = version.tools;
         if (major, minor) < (2, 1) {
@@ -135,6 +145,19 @@ impl Cli {
         let rows =
             if self.json { Rows::from_json(&bytes, "datasets", columns) } else { Rows::from_text(&bytes, columns) };
         rows.and_then(read).map_err(|why| Error::new(Operation::List, subject, Class::Parse, why))
+    }
+
+    fn status(&self, pool: &Pool, files: bool) -> Result<Vec<u8>> {
+        let mut arguments = words(["status", "-p", "-P"]);
+        // JSON counts slow answers without being asked.
+        arguments.push(if self.json { "-j" } else { "-s" }.to_owned());
+        arguments.extend(files.then(|| "-v".to_owned()));
+        arguments.push(pool.to_string());
+        let call = Call {
+            program: &self.options.zpool,
+            ..self.call(Operation::PoolStatus, pool.as_str(), Some(pool), arguments)
+        };
+        call.run(&self.fences, None).and_then(|answer| self.judge(&call, answer))
     }
 
     /// What keeps a snapshot or dataset that is busy; nothing where it can't be found out.
@@ -202,6 +225,9 @@ impl Zfs for Cli {
     }
 
     fn version(&self) -> Result<Version> {
+        if self.version.tools != (0, 0, 0) {
+            return Ok(self.version.clone());
+        }
         let call = self.call(Operation::Version, "zfs", None, words(["version"]));
         let answer = call.run(&self.fences, None)?;
         // Without the module it tells its own version and fails.
@@ -226,16 +252,7 @@ impl Zfs for Cli {
     }
 
     fn pool_status(&self, pool: &Pool) -> Result<PoolStatus> {
-        let mut arguments = words(["status", "-p", "-P"]);
-        if self.json {
-            arguments.push("-j".into());
-        }
-        arguments.push(pool.to_string());
-        let call = Call {
-            program: &self.options.zpool,
-            ..self.call(Operation::PoolStatus, pool.as_str(), Some(pool), arguments)
-        };
-        let bytes = call.run(&self.fences, None).and_then(|answer| self.judge(&call, answer))?;
+        let bytes = self.status(pool, false)?;
         let status =
             if self.json { parse::status_from_json(&bytes, pool) } else { parse::status_from_text(&bytes, pool) };
         status.map_err(|why| Error::new(Operation::PoolStatus, pool, Class::Parse, why))
@@ -268,6 +285,55 @@ impl Zfs for Cli {
             parse::SNAPSHOT_USE_COLUMNS,
             parse::snapshot_uses,
         )
+    }
+
+    fn listing(&self, datasets: &[Dataset], rows: RowsOf, names: &[PropertyName]) -> Result<Vec<Listed>> {
+        let Some(pool) = check_listing(datasets)? else { return Ok(Vec::new()) };
+        let known = |name: &&PropertyName| name.as_str() != "snapshots_changed" || self.version.tools >= (2, 2, 0);
+        let asked: Vec<&str> = names.iter().filter(known).map(PropertyName::as_str).collect();
+        let mut arguments = words(["list", "-H", "-p", "-t"]);
+        arguments.extend(match rows {
+            RowsOf::Datasets => words(["filesystem,volume", "-o"]),
+            RowsOf::Snapshots => words(["snapshot", "-d", "1", "-o"]),
+        });
+        arguments.push(["name"].into_iter().chain(asked.iter().copied()).collect::<Vec<_>>().join(","));
+        arguments.extend(datasets.iter().map(Dataset::to_string));
+        let subject = datasets.iter().map(Dataset::as_str).collect::<Vec<_>>().join(" ");
+        let call = self.call(Operation::List, &subject, Some(&pool), arguments);
+        let answer = call.run(&self.fences, None)?;
+        // It lists those that are there, complains of each that isn't, and fails.
+        let mut complaints = answer.stderr.lines().filter(|line| !line.trim().is_empty()).peekable();
+        let bytes = match complaints.peek().is_some()
+            && complaints.all(|line| refusal::classify(Operation::List, line) == Class::NotFound)
+        {
+            true => answer.stdout,
+            false => self.judge(&call, answer)?,
+        };
+        let listed = parse::listing(&bytes, rows, names, &asked);
+        listed.map_err(|why| Error::new(Operation::List, subject, Class::Parse, why))
+    }
+
+    fn damaged_files(&self, pool: &Pool) -> Result<Vec<DamagedFile>> {
+        let bytes = self.status(pool, true)?;
+        let files = if self.json { parse::errors_from_json(&bytes, pool) } else { parse::errors_from_text(&bytes) };
+        files.map_err(|why| Error::new(Operation::PoolStatus, pool, Class::Parse, why))
+    }
+
+    fn events(&self, to: &mut dyn FnMut(Option<Event>) -> ControlFlow<()>) -> Result<()> {
+        let arguments = words(["events", "-H", "-v", "-f"]);
+        let call = Call { program: &self.options.zpool, ..self.call(Operation::Events, "all pools", None, arguments) };
+        let mut reader = EventReader::default();
+        let answer = call.follow(&self.following, &mut |line| match line {
+            None => to(None),
+            Some(line) => reader.line(line).map_or(ControlFlow::Continue(()), |event| to(Some(event))),
+        })?;
+        match answer {
+            None => Ok(()),
+            Some(answer) => {
+                self.judge(&call, answer)?;
+                Err(Error::new(Operation::Events, "all pools", Class::Io, "the command ended by itself"))
+            }
+        }
     }
 
     fn snapshots_changed_unix_s(&self, dataset: &Dataset) -> Result<Option<u64>> {

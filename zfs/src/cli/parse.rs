@@ -9,8 +9,9 @@
 use serde_json::Value;
 
 use crate::{
-    Bookmark, BookmarkEntry, Dataset, DatasetEntry, Health, Hold, HoldTag, Kind, Pool, PoolEntry, PoolStatus, Property,
-    PropertyName, Role, Snapshot, SnapshotEntry, SnapshotUse, Source, Vdev, Version,
+    Bookmark, BookmarkEntry, DamagedFile, Dataset, DatasetEntry, Entity, Health, Hold, HoldTag, Kind, Listed, Pool,
+    PoolEntry, PoolStatus, Property, PropertyName, Role, RowsOf, Snapshot, SnapshotEntry, SnapshotUse, Source, Vdev,
+    Version,
 };
 
 /// What couldn't be read, in words.
@@ -195,6 +196,59 @@ pub(crate) fn bookmarks(rows: Rows) -> Parsed<Vec<BookmarkEntry>> {
     Ok(entries)
 }
 
+/// `zfs list -Hp -o name,...`: `asked` are the columns behind the name, which are some of `names`.
+pub(crate) fn listing(bytes: &[u8], rows: RowsOf, names: &[PropertyName], asked: &[&str]) -> Parsed<Vec<Listed>> {
+    let line = |line: &str| {
+        let fields: Vec<&str> = line.split('\t').collect();
+        if fields.len() != asked.len() + 1 {
+            return Err(format!("{} columns instead of {}: {}", fields.len(), asked.len() + 1, shown(line)));
+        }
+        let value = |name: &PropertyName| {
+            let at = asked.iter().position(|asked| *asked == name.as_str())?;
+            fields.get(at + 1).filter(|value| **value != "-").map(ToString::to_string)
+        };
+        let name = fields.first().copied().unwrap_or_default();
+        let name = match rows {
+            RowsOf::Datasets => Entity::Dataset(named(name)?),
+            RowsOf::Snapshots => Entity::Snapshot(named(name)?),
+        };
+        Ok(Listed { name, values: names.iter().map(value).collect() })
+    };
+    // Those with % are ZFS's own.
+    let lines = utf8(bytes)?.lines().filter(|line| !line.split('\t').next().is_some_and(|name| name.contains('%')));
+    let mut listed = lines.map(line).collect::<Parsed<Vec<Listed>>>()?;
+    listed.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(listed)
+}
+
+/// `zpool status -j -v`: the files with errors.
+pub(crate) fn errors_from_json(bytes: &[u8], pool: &Pool) -> Parsed<Vec<DamagedFile>> {
+    let found = objects(bytes, "pools")?;
+    let (_, status) = found.iter().find(|(name, _)| name == pool.as_str()).ok_or("the pool isn't in it")?;
+    let Some(list) = status.get("errlist") else { return Ok(Vec::new()) };
+    let list = list.as_array().ok_or("its errlist is no list")?;
+    let file = |file: &Value| file.as_str().map(DamagedFile::parse).ok_or_else(|| "a file without a name".to_owned());
+    let mut files = list.iter().map(file).collect::<Parsed<Vec<_>>>()?;
+    files.sort();
+    files.dedup();
+    Ok(files)
+}
+
+/// The same from the text: what stands under `errors:`, a line each.
+pub(crate) fn errors_from_text(bytes: &[u8]) -> Parsed<Vec<DamagedFile>> {
+    let text = String::from_utf8_lossy(bytes);
+    let errors = text.lines().skip_while(|line| !line.starts_with("errors: "));
+    let mut files: Vec<DamagedFile> = errors
+        .skip(1)
+        .filter_map(|line| line.strip_prefix("        "))
+        .filter(|line| !line.is_empty())
+        .map(DamagedFile::parse)
+        .collect();
+    files.sort();
+    files.dedup();
+    Ok(files)
+}
+
 /// By name.
 pub(crate) fn pools(rows: Rows) -> Parsed<Vec<PoolEntry>> {
     let mut entries = rows.each(|column| {
@@ -371,9 +425,9 @@ fn vdev_from_json(vdev: &Value, role: Role, depth: usize, into: &mut Vec<Vdev>) 
     let state = text("state").unwrap_or_default();
     let count = |key: &str| text(key).map_or(Ok(0), |count| number(key, count));
     let health = Health::from_word(state).ok_or_else(|| format!("{} is no state of {}", shown(state), shown(&name)))?;
-    let (read_errors, write_errors, checksum_errors) =
-        (count("read_errors")?, count("write_errors")?, count("checksum_errors")?);
-    into.push(Vdev { name, role, depth, health, read_errors, write_errors, checksum_errors });
+    let (read_errors, write_errors, checksum_errors, slow) =
+        (count("read_errors")?, count("write_errors")?, count("checksum_errors")?, count("slow_ios")?);
+    into.push(Vdev { name, role, depth, health, read_errors, write_errors, checksum_errors, slow });
     if let Some(Value::Object(children)) = vdev.get("vdevs") {
         if depth == VDEV_DEPTH_MAX {
             return Err("vdevs in vdevs without an end".into());
@@ -392,6 +446,7 @@ pub(crate) fn status_from_text(bytes: &[u8], pool: &Pool) -> Parsed<PoolStatus> 
     let (mut health, mut scan, mut data_errors) = (None, String::new(), None);
     let mut vdevs: Vec<Vdev> = Vec::new();
     let mut section = "";
+    let mut counts_slow = false;
     let mut role = Role::Data;
     for line in text.lines() {
         // "  pool: tank" opens a section; the config's lines begin with a tab.
@@ -437,7 +492,11 @@ pub(crate) fn status_from_text(bytes: &[u8], pool: &Pool) -> Parsed<PoolStatus> 
             }
             continue;
         }
-        if section != "config" || line.trim().is_empty() || line.trim_start().starts_with("NAME ") {
+        if section != "config" || line.trim().is_empty() {
+            continue;
+        }
+        if line.trim_start().starts_with("NAME ") {
+            counts_slow = line.trim_end().ends_with("SLOW");
             continue;
         }
         let Some(row) = line.strip_prefix('\t') else { return Err(format!("no line of a config: {}", shown(line))) };
@@ -453,7 +512,7 @@ pub(crate) fn status_from_text(bytes: &[u8], pool: &Pool) -> Parsed<PoolStatus> 
             };
             continue;
         }
-        vdevs.push(vdev_from_text(row, role)?);
+        vdevs.push(vdev_from_text(row, role, counts_slow)?);
     }
     match (health, data_errors) {
         (Some(health), Some(data_errors)) => Ok(PoolStatus { name: pool.clone(), health, scan, data_errors, vdevs }),
@@ -462,7 +521,7 @@ pub(crate) fn status_from_text(bytes: &[u8], pool: &Pool) -> Parsed<PoolStatus> 
 }
 
 /// `  name  STATE  READ WRITE CKSUM  words`, or `  name  AVAIL` for spares. A path may have spaces: the state is where a state is.
-fn vdev_from_text(row: &str, role: Role) -> Parsed<Vdev> {
+fn vdev_from_text(row: &str, role: Role, counts_slow: bool) -> Parsed<Vdev> {
     let indent = row.len() - row.trim_start_matches(' ').len();
     let words: Vec<&str> = row.split_whitespace().collect();
     let state = (1..words.len())
@@ -482,6 +541,7 @@ fn vdev_from_text(row: &str, role: Role) -> Parsed<Vdev> {
         read_errors: count(1)?,
         write_errors: count(2)?,
         checksum_errors: count(3)?,
+        slow: if counts_slow { count(4)? } else { 0 },
     })
 }
 
@@ -674,6 +734,25 @@ mod tests {
             assert_eq!(rz.health, Health::Degraded);
             assert_eq!(rz.vdevs.iter().filter(|v| v.health == Health::Offline).count(), 1);
         }
+    }
+
+    #[test]
+    fn files_with_errors_and_slow_disks_are_read_alike_from_text_and_json() {
+        let path = releases().into_iter().find(|p| p.ends_with("2.3.9")).unwrap();
+        let one: Pool = "one".parse().unwrap();
+        let (text, json) = (read(&path, "status-errors.txt"), read(&path, "status-errors.json"));
+        let files = errors_from_text(&text).unwrap();
+        assert_eq!(files, [DamagedFile::Within("one/a@s".into(), "seg-00000001.log".into())]);
+        assert_eq!(errors_from_json(&json, &one).unwrap(), files);
+        assert_eq!(errors_from_json(&read(&path, "status-tree.json"), &"tank".parse().unwrap()).unwrap(), []);
+        let slow = String::from_utf8(text).unwrap().replace("CKSUM", "CKSUM  SLOW").replace("0     4", "0     4     7");
+        let slow = status_from_text(
+            slow.replace("one         ONLINE       0     0     0", "one         ONLINE  0 0 0 -").as_bytes(),
+            &one,
+        )
+        .unwrap();
+        assert_eq!((slow.vdevs[0].slow, slow.vdevs[0].checksum_errors, slow.data_errors), (7, 4, 1));
+        assert_eq!(status_from_json(&json, &one).unwrap().vdevs[0].checksum_errors, 4);
     }
 
     #[test]

@@ -8,11 +8,13 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
+    ops::ControlFlow,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender},
     },
     thread,
@@ -276,6 +278,102 @@ impl Call<'_> {
                 Err(self.error(class, format!("the stream can't be read: {e}")))
             }
             None => self.ended(end),
+        }
+    }
+}
+
+/// The one command that is followed for ever; it must have ended before another one begins.
+#[derive(Clone, Default)]
+pub(crate) struct Following(Arc<AtomicBool>);
+
+/// How long a followed command may say nothing until who follows is called all the same.
+const SILENCE: Duration = Duration::from_secs(1);
+/// Lines that a followed command may be ahead.
+const LINES: usize = 1024;
+/// Bytes of a line; a longer one comes in pieces.
+const LINE_BYTES_MAX: u64 = 64 << 10;
+
+impl Call<'_> {
+    /// Runs a command that never ends by itself, and hands each line of it to `to`, or `None` where it said nothing for a second. Where `to` breaks it is
+    /// killed: it only looks. `None`: it was; else how it ended. One that the kill doesn't end keeps the next from being started.
+    pub(crate) fn follow(
+        &self,
+        following: &Following,
+        to: &mut dyn FnMut(Option<&str>) -> ControlFlow<()>,
+    ) -> Result<Option<Answer>> {
+        if following.0.swap(true, Ordering::AcqRel) {
+            return Err(self.error(Class::Fenced, format!("not tried: an earlier '{}' has not ended", self.words())));
+        }
+        let outcome = self.spawn(&Fences::default(), Stdio::null()).and_then(|mut child| {
+            let lines = follow_lines(&mut child, to);
+            let broken = lines.is_ok_and(|flow| flow.is_break());
+            let killed = child.kill();
+            Ok((broken, self.reap(child, following, killed)?))
+        });
+        match outcome {
+            Ok((true, _)) => Ok(None),
+            Ok((false, answer)) => Ok(Some(answer)),
+            Err(error) => {
+                if error.class() != Class::Stuck {
+                    following.0.store(false, Ordering::Release);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for a command that was killed or has closed its output.
+    fn reap(&self, mut child: Child, following: &Following, killed: io::Result<()>) -> Result<Answer> {
+        let stderr = child.stderr.take();
+        let (ends, end) = mpsc::channel();
+        let following = following.clone();
+        thread::Builder::new()
+            .name("zfs-followed".into())
+            .spawn(move || {
+                let complained = read_at_most(stderr, COMPLAINT_BYTES_MAX);
+                let status = child.wait();
+                following.0.store(false, Ordering::Release);
+                let answer = || {
+                    let stderr = String::from_utf8_lossy(&complained?).into_owned();
+                    Ok(Answer { status: status?, stdout: Vec::new(), stderr })
+                };
+                let _nobody_waits = ends.send(answer().map_or_else(End::Failed, End::Answered));
+            })
+            .map_err(|e| self.error(Class::Io, e.to_string()))?;
+        match end.recv_timeout(self.deadline) {
+            Ok(end) => self.ended(end),
+            Err(_) => {
+                let why = killed.err().map_or_else(String::new, |e| format!(" ({e})"));
+                Err(self.error(Class::Stuck, format!("'{}' was killed{why} and has not ended", self.words())))
+            }
+        }
+    }
+}
+
+/// Hands on what a command says, line by line, until it closes its output or nobody wants more.
+fn follow_lines(child: &mut Child, to: &mut dyn FnMut(Option<&str>) -> ControlFlow<()>) -> io::Result<ControlFlow<()>> {
+    let (lines, incoming) = mpsc::sync_channel::<String>(LINES);
+    let Some(stdout) = child.stdout.take() else { return Ok(ControlFlow::Continue(())) };
+    thread::Builder::new().name("zfs-lines".into()).spawn(move || {
+        let mut stdout = BufReader::new(stdout);
+        loop {
+            let mut line = Vec::new();
+            let read = stdout.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line);
+            if !read.is_ok_and(|read| read > 0)
+                || lines.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err()
+            {
+                return;
+            }
+        }
+    })?;
+    loop {
+        let flow = match incoming.recv_timeout(SILENCE) {
+            Ok(line) => to(Some(&line)),
+            Err(RecvTimeoutError::Timeout) => to(None),
+            Err(RecvTimeoutError::Disconnected) => return Ok(ControlFlow::Continue(())),
+        };
+        if flow.is_break() {
+            return Ok(flow);
         }
     }
 }

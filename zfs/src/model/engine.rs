@@ -1,13 +1,16 @@
 //! The operations of the model, each with its checks in the order in which ZFS makes them.
 
-use std::io::{Read, Write};
+use std::{
+    io::{Read, Write},
+    ops::ControlFlow,
+};
 
 use super::{Encryption, Mark, Model, SnapshotState, State, property, stream};
 use crate::{
-    Bookmark, BookmarkEntry, Class, Dataset, DatasetEntry, Delegation, Entity, Error, Health, Hold, HoldTag, Holder,
-    Kind, Operation, Pool, PoolEntry, PoolStatus, Property, PropertyName, Reach, Result, ResumeToken, Role, Snapshot,
-    SnapshotEntry, SnapshotUse, Source, Stream, Vdev, Version, When, Zfs,
-    engine::{check_bookmark, check_destroy, check_properties, check_rename_snapshot, check_snapshot},
+    Bookmark, BookmarkEntry, Class, DamagedFile, Dataset, DatasetEntry, Delegation, Entity, Error, Event, Health, Hold,
+    HoldTag, Holder, Kind, Listed, Operation, Pool, PoolEntry, PoolStatus, Property, PropertyName, Reach, Result,
+    ResumeToken, Role, RowsOf, Snapshot, SnapshotEntry, SnapshotUse, Source, Stream, Vdev, Version, When, Zfs,
+    engine::{check_bookmark, check_destroy, check_listing, check_properties, check_rename_snapshot, check_snapshot},
 };
 
 /// One operation: whom it is about, for its errors.
@@ -159,6 +162,7 @@ impl State {
         let mut own = vec![
             ("type", "filesystem".to_owned()),
             ("guid", f.guid.to_string()),
+            ("objsetid", f.guid.to_string()),
             ("createtxg", f.createtxg.to_string()),
             ("used", self.used_bytes(dataset).to_string()),
             ("available", self.available_bytes(dataset).to_string()),
@@ -203,6 +207,7 @@ impl State {
         let mut properties: Vec<Property> = [
             ("type", "snapshot".to_owned()),
             ("guid", s.guid.to_string()),
+            ("objsetid", s.guid.to_string()),
             ("createtxg", s.createtxg.to_string()),
             ("creation", s.creation_unix_s.to_string()),
             ("used", of.used_bytes.to_string()),
@@ -265,8 +270,10 @@ impl Zfs for Model {
                 read_errors: 0,
                 write_errors: 0,
                 checksum_errors: 0,
+                slow: 0,
             };
-            Ok(PoolStatus { name: pool.clone(), health, scan: String::new(), data_errors: 0, vdevs: vec![disk] })
+            let data_errors = found.damaged.len() as u64;
+            Ok(PoolStatus { name: pool.clone(), health, scan: String::new(), data_errors, vdevs: vec![disk] })
         })
     }
 
@@ -298,6 +305,52 @@ impl Zfs for Model {
             let f = state.filesystems.get(dataset).ok_or_else(|| act.not_found())?;
             Ok(f.snapshots.iter().filter_map(|s| state.snapshot_use(dataset, s)).collect())
         })
+    }
+
+    fn listing(&self, datasets: &[Dataset], rows: RowsOf, names: &[PropertyName]) -> Result<Vec<Listed>> {
+        check_listing(datasets)?;
+        let mut all = Vec::new();
+        for dataset in datasets {
+            let entities = match rows {
+                RowsOf::Datasets => vec![Entity::from(dataset)],
+                RowsOf::Snapshots => match self.snapshots(dataset) {
+                    Err(error) if error.class() == Class::NotFound => continue,
+                    found => found?.into_iter().map(|entry| Entity::Snapshot(entry.name)).collect(),
+                },
+            };
+            for entity in entities {
+                let found = match self.properties(&entity, names) {
+                    Err(error) if error.class() == Class::NotFound => continue,
+                    found => found?,
+                };
+                let value = |name: &PropertyName| found.iter().find(|p| p.name == *name).map(|p| p.value.clone());
+                all.push(Listed { name: entity, values: names.iter().map(value).collect() });
+            }
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+
+    fn damaged_files(&self, pool: &Pool) -> Result<Vec<DamagedFile>> {
+        self.look(Operation::PoolStatus, pool.as_str(), |state, act| {
+            let pool = state.pools.get(pool).ok_or_else(|| act.refuse(Class::NotFound, "no such pool"))?;
+            Ok(pool.damaged.clone())
+        })
+    }
+
+    /// Gives what a test has posted, and waits for more only while `to` goes on.
+    fn events(&self, to: &mut dyn FnMut(Option<Event>) -> ControlFlow<()>) -> Result<()> {
+        let mut next = 0;
+        loop {
+            let event = self.look(Operation::Events, "all pools", |state, _| Ok(state.events.get(next).cloned()))?;
+            match &event {
+                Some(_) => next += 1,
+                None => std::thread::sleep(std::time::Duration::from_millis(10)),
+            }
+            if to(event).is_break() {
+                return Ok(());
+            }
+        }
     }
 
     fn snapshots_changed_unix_s(&self, dataset: &Dataset) -> Result<Option<u64>> {

@@ -15,7 +15,9 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{Class, Dataset, Delegation, Error, HoldTag, Operation, Pool, PropertyName, Result, Snapshot};
+use crate::{
+    Class, DamagedFile, Dataset, Delegation, Error, Event, HoldTag, Operation, Pool, PropertyName, Result, Snapshot,
+};
 
 /// A fault that a test injects.
 #[derive(Clone, Debug)]
@@ -44,6 +46,7 @@ struct State {
     user: Option<String>,
     delegation: Delegation,
     keys: BTreeMap<String, Vec<u8>>,
+    events: Vec<Event>,
 }
 
 struct PoolState {
@@ -51,6 +54,7 @@ struct PoolState {
     size_bytes: u64,
     read_only: bool,
     suspended: bool,
+    damaged: Vec<DamagedFile>,
 }
 
 /// What a filesystem has in it: files by name. A file's id is new with each write, so that equal ids share their space.
@@ -125,6 +129,7 @@ impl Model {
             user: None,
             delegation: Delegation::default(),
             keys: BTreeMap::new(),
+            events: Vec::new(),
         }))
     }
 
@@ -136,7 +141,10 @@ impl Model {
     pub fn add_pool(&self, pool: &Pool, size_bytes: u64) {
         let mut state = self.state();
         let guid = state.guid();
-        state.pools.insert(pool.clone(), PoolState { guid, size_bytes, read_only: false, suspended: false });
+        state.pools.insert(
+            pool.clone(),
+            PoolState { guid, size_bytes, read_only: false, suspended: false, damaged: Vec::new() },
+        );
         let mut root = state.filesystem();
         root.createtxg = 1;
         root.mounted = true;
@@ -161,6 +169,18 @@ impl Model {
     pub fn set_pool_suspended(&self, pool: &Pool, suspended: bool) {
         if let Some(pool) = self.state().pools.get_mut(pool) {
             pool.suspended = suspended;
+        }
+    }
+
+    /// Posts an event.
+    pub fn post(&self, event: Event) {
+        self.state().events.push(event);
+    }
+
+    /// Has a pool know these files to be damaged, and counts them as data errors.
+    pub fn set_damaged(&self, pool: &Pool, files: Vec<DamagedFile>) {
+        if let Some(pool) = self.state().pools.get_mut(pool) {
+            pool.damaged = files;
         }
     }
 

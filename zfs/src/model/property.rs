@@ -63,6 +63,7 @@ const READ_ONLY: &[&str] = &[
     "keystatus",
     "logicalused",
     "mounted",
+    "objsetid",
     "origin",
     "receive_resume_token",
     "referenced",

@@ -3,8 +3,8 @@
 use std::io::Read;
 
 use basalt_zfs::{
-    Base, Class, Dataset, Entity, Error, Holder, PropertyName, Reach, Result, ResumeToken, Snapshot, Source, Stream,
-    When, Zfs,
+    Base, Class, Dataset, Entity, Error, Holder, PropertyName, Reach, Result, ResumeToken, RowsOf, Snapshot, Source,
+    Stream, When, Zfs,
 };
 
 use crate::world::{NOBODY, World};
@@ -45,6 +45,7 @@ pub const ALL: &[Case] = &[
     ("a user without permissions is told which", permissions),
     ("arguments that make no sense are Invalid", invalid),
     ("listing knows when nothing changed", snapshots_changed),
+    ("several datasets are listed at once, without those that are not there", listing),
     ("pools have their state", pools),
 ];
 
@@ -608,6 +609,32 @@ fn snapshots_changed(w: &World) {
     };
     assert_eq!(zfs.snapshots_changed_unix_s(&d).unwrap(), Some(first));
     assert_eq!(zfs.snapshots_changed_unix_s(&d).unwrap(), Some(first));
+}
+
+fn listing(w: &World) {
+    let zfs = &*w.zfs;
+    let (a, b) = (w.fresh(), w.fresh());
+    zfs.set(&a, &[p("sync", "always"), p("basalt:note", "7")]).unwrap();
+    take(zfs, &a, "one");
+    take(zfs, &b, "two");
+    let names = ["sync", "basalt:note", "snapshots_changed"].map(named);
+    let absent = a.child("absent").unwrap();
+    let listed = zfs.listing(&[b.clone(), absent, a.clone()], RowsOf::Datasets, &names).unwrap();
+    let seen: Vec<_> =
+        listed.iter().map(|l| (l.name.as_str(), l.values[0].as_deref(), l.values[1].as_deref())).collect();
+    let mut wanted = vec![(a.as_str(), Some("always"), Some("7")), (b.as_str(), Some("standard"), None)];
+    wanted.sort();
+    assert_eq!(seen, wanted);
+    let changed = listed.iter().find(|l| l.name.as_str() == a.as_str()).unwrap().values[2].as_ref();
+    assert_eq!(changed.and_then(|at| at.parse().ok()), zfs.snapshots_changed_unix_s(&a).unwrap());
+    assert_eq!(zfs.listing(&[], RowsOf::Datasets, &names).unwrap(), []);
+    refused(zfs.listing(&[a.clone(), "elsewhere/x".parse().unwrap()], RowsOf::Datasets, &names), Class::Invalid);
+    let listed = zfs.listing(&[a.clone(), b.clone()], RowsOf::Snapshots, &["creation", "objsetid"].map(named)).unwrap();
+    let mut wanted = [snap(&a, "one"), snap(&b, "two")];
+    wanted.sort();
+    assert_eq!(listed.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), wanted.each_ref().map(Snapshot::as_str));
+    let objsets: std::collections::BTreeSet<_> = listed.iter().map(|l| l.values[1].clone().unwrap()).collect();
+    assert!(objsets.len() == 2 && listed.iter().all(|l| l.values[0].is_some()));
 }
 
 fn pools(w: &World) {

@@ -74,7 +74,7 @@ func (x ControlScrubRequest_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ControlScrubRequest_Action.Descriptor instead.
 func (ControlScrubRequest_Action) EnumDescriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{4, 0}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{6, 0}
 }
 
 type StatusRequest struct {
@@ -446,6 +446,158 @@ func (x *VerifyProgress) GetComplete() bool {
 	return false
 }
 
+type CheckPartRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // of the file, as the node's host sees it
+	Start         uint64                 `protobuf:"varint,2,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint64                 `protobuf:"varint,3,opt,name=end,proto3" json:"end,omitempty"`           // 0: to the end of the file
+	Persists      bool                   `protobuf:"varint,4,opt,name=persists,proto3" json:"persists,omitempty"` // no copy of it is left: what can't be read is not tried again first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckPartRequest) Reset() {
+	*x = CheckPartRequest{}
+	mi := &file_basalt_v1_admin_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckPartRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckPartRequest) ProtoMessage() {}
+
+func (x *CheckPartRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_basalt_v1_admin_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckPartRequest.ProtoReflect.Descriptor instead.
+func (*CheckPartRequest) Descriptor() ([]byte, []int) {
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *CheckPartRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *CheckPartRequest) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *CheckPartRequest) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *CheckPartRequest) GetPersists() bool {
+	if x != nil {
+		return x.Persists
+	}
+	return false
+}
+
+type CheckPartResponse struct {
+	state         protoimpl.MessageState   `protogen:"open.v1"`
+	Store         string                   `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"` // "shard 0", "keyspace"; empty: the file is no segment of the node, and nothing was checked
+	Bytes         uint64                   `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Records       uint64                   `protobuf:"varint,3,opt,name=records,proto3" json:"records,omitempty"`
+	Damaged       []*VerifyProgress_Damage `protobuf:"bytes,4,rep,name=damaged,proto3" json:"damaged,omitempty"`
+	Rescued       uint64                   `protobuf:"varint,5,opt,name=rescued,proto3" json:"rescued,omitempty"`       // keys that were damaged on the disk, right in memory, and written anew
+	Unreadable    uint64                   `protobuf:"varint,6,opt,name=unreadable,proto3" json:"unreadable,omitempty"` // keys that the disk refused to read; they are tried again
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckPartResponse) Reset() {
+	*x = CheckPartResponse{}
+	mi := &file_basalt_v1_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckPartResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckPartResponse) ProtoMessage() {}
+
+func (x *CheckPartResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_basalt_v1_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckPartResponse.ProtoReflect.Descriptor instead.
+func (*CheckPartResponse) Descriptor() ([]byte, []int) {
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CheckPartResponse) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
+}
+
+func (x *CheckPartResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *CheckPartResponse) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *CheckPartResponse) GetDamaged() []*VerifyProgress_Damage {
+	if x != nil {
+		return x.Damaged
+	}
+	return nil
+}
+
+func (x *CheckPartResponse) GetRescued() uint64 {
+	if x != nil {
+		return x.Rescued
+	}
+	return 0
+}
+
+func (x *CheckPartResponse) GetUnreadable() uint64 {
+	if x != nil {
+		return x.Unreadable
+	}
+	return 0
+}
+
 type ControlScrubRequest struct {
 	state         protoimpl.MessageState     `protogen:"open.v1"`
 	Action        ControlScrubRequest_Action `protobuf:"varint,1,opt,name=action,proto3,enum=basalt.v1.ControlScrubRequest_Action" json:"action,omitempty"`
@@ -457,7 +609,7 @@ type ControlScrubRequest struct {
 
 func (x *ControlScrubRequest) Reset() {
 	*x = ControlScrubRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[4]
+	mi := &file_basalt_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -469,7 +621,7 @@ func (x *ControlScrubRequest) String() string {
 func (*ControlScrubRequest) ProtoMessage() {}
 
 func (x *ControlScrubRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[4]
+	mi := &file_basalt_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -482,7 +634,7 @@ func (x *ControlScrubRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlScrubRequest.ProtoReflect.Descriptor instead.
 func (*ControlScrubRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ControlScrubRequest) GetAction() ControlScrubRequest_Action {
@@ -519,7 +671,7 @@ type ScrubStatus struct {
 
 func (x *ScrubStatus) Reset() {
 	*x = ScrubStatus{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[5]
+	mi := &file_basalt_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +683,7 @@ func (x *ScrubStatus) String() string {
 func (*ScrubStatus) ProtoMessage() {}
 
 func (x *ScrubStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[5]
+	mi := &file_basalt_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +696,7 @@ func (x *ScrubStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStatus.ProtoReflect.Descriptor instead.
 func (*ScrubStatus) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ScrubStatus) GetState() string {
@@ -590,7 +742,7 @@ type ListQuarantinedRequest struct {
 
 func (x *ListQuarantinedRequest) Reset() {
 	*x = ListQuarantinedRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[6]
+	mi := &file_basalt_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -602,7 +754,7 @@ func (x *ListQuarantinedRequest) String() string {
 func (*ListQuarantinedRequest) ProtoMessage() {}
 
 func (x *ListQuarantinedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[6]
+	mi := &file_basalt_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -615,7 +767,7 @@ func (x *ListQuarantinedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQuarantinedRequest.ProtoReflect.Descriptor instead.
 func (*ListQuarantinedRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 type ListQuarantinedResponse struct {
@@ -628,7 +780,7 @@ type ListQuarantinedResponse struct {
 
 func (x *ListQuarantinedResponse) Reset() {
 	*x = ListQuarantinedResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[7]
+	mi := &file_basalt_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -640,7 +792,7 @@ func (x *ListQuarantinedResponse) String() string {
 func (*ListQuarantinedResponse) ProtoMessage() {}
 
 func (x *ListQuarantinedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[7]
+	mi := &file_basalt_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -653,7 +805,7 @@ func (x *ListQuarantinedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQuarantinedResponse.ProtoReflect.Descriptor instead.
 func (*ListQuarantinedResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListQuarantinedResponse) GetQuarantined() []*Quarantined {
@@ -684,7 +836,7 @@ type Quarantined struct {
 
 func (x *Quarantined) Reset() {
 	*x = Quarantined{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[8]
+	mi := &file_basalt_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +848,7 @@ func (x *Quarantined) String() string {
 func (*Quarantined) ProtoMessage() {}
 
 func (x *Quarantined) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[8]
+	mi := &file_basalt_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +861,7 @@ func (x *Quarantined) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantined.ProtoReflect.Descriptor instead.
 func (*Quarantined) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Quarantined) GetStore() string {
@@ -764,7 +916,7 @@ type HealRequest struct {
 
 func (x *HealRequest) Reset() {
 	*x = HealRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[9]
+	mi := &file_basalt_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +928,7 @@ func (x *HealRequest) String() string {
 func (*HealRequest) ProtoMessage() {}
 
 func (x *HealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[9]
+	mi := &file_basalt_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +941,7 @@ func (x *HealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealRequest.ProtoReflect.Descriptor instead.
 func (*HealRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HealRequest) GetMultihash() []byte {
@@ -815,7 +967,7 @@ type HealResponse struct {
 
 func (x *HealResponse) Reset() {
 	*x = HealResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[10]
+	mi := &file_basalt_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -827,7 +979,7 @@ func (x *HealResponse) String() string {
 func (*HealResponse) ProtoMessage() {}
 
 func (x *HealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[10]
+	mi := &file_basalt_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -840,7 +992,7 @@ func (x *HealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealResponse.ProtoReflect.Descriptor instead.
 func (*HealResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HealResponse) GetHealed() bool {
@@ -858,7 +1010,7 @@ type FlushRequest struct {
 
 func (x *FlushRequest) Reset() {
 	*x = FlushRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[11]
+	mi := &file_basalt_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -870,7 +1022,7 @@ func (x *FlushRequest) String() string {
 func (*FlushRequest) ProtoMessage() {}
 
 func (x *FlushRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[11]
+	mi := &file_basalt_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -883,7 +1035,7 @@ func (x *FlushRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushRequest.ProtoReflect.Descriptor instead.
 func (*FlushRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 type FlushResponse struct {
@@ -894,7 +1046,7 @@ type FlushResponse struct {
 
 func (x *FlushResponse) Reset() {
 	*x = FlushResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[12]
+	mi := &file_basalt_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -906,7 +1058,7 @@ func (x *FlushResponse) String() string {
 func (*FlushResponse) ProtoMessage() {}
 
 func (x *FlushResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[12]
+	mi := &file_basalt_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -919,7 +1071,7 @@ func (x *FlushResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushResponse.ProtoReflect.Descriptor instead.
 func (*FlushResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 type ReclaimRequest struct {
@@ -930,7 +1082,7 @@ type ReclaimRequest struct {
 
 func (x *ReclaimRequest) Reset() {
 	*x = ReclaimRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[13]
+	mi := &file_basalt_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1094,7 @@ func (x *ReclaimRequest) String() string {
 func (*ReclaimRequest) ProtoMessage() {}
 
 func (x *ReclaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[13]
+	mi := &file_basalt_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1107,7 @@ func (x *ReclaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReclaimRequest.ProtoReflect.Descriptor instead.
 func (*ReclaimRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 type ReclaimResponse struct {
@@ -968,7 +1120,7 @@ type ReclaimResponse struct {
 
 func (x *ReclaimResponse) Reset() {
 	*x = ReclaimResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[14]
+	mi := &file_basalt_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1132,7 @@ func (x *ReclaimResponse) String() string {
 func (*ReclaimResponse) ProtoMessage() {}
 
 func (x *ReclaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[14]
+	mi := &file_basalt_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1145,7 @@ func (x *ReclaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReclaimResponse.ProtoReflect.Descriptor instead.
 func (*ReclaimResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReclaimResponse) GetFreedBytes() uint64 {
@@ -1020,7 +1172,7 @@ type HoldDeletesRequest struct {
 
 func (x *HoldDeletesRequest) Reset() {
 	*x = HoldDeletesRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[15]
+	mi := &file_basalt_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1184,7 @@ func (x *HoldDeletesRequest) String() string {
 func (*HoldDeletesRequest) ProtoMessage() {}
 
 func (x *HoldDeletesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[15]
+	mi := &file_basalt_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +1197,7 @@ func (x *HoldDeletesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDeletesRequest.ProtoReflect.Descriptor instead.
 func (*HoldDeletesRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HoldDeletesRequest) GetLimitMs() uint64 {
@@ -1070,7 +1222,7 @@ type HoldDeletesResponse struct {
 
 func (x *HoldDeletesResponse) Reset() {
 	*x = HoldDeletesResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[16]
+	mi := &file_basalt_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1082,7 +1234,7 @@ func (x *HoldDeletesResponse) String() string {
 func (*HoldDeletesResponse) ProtoMessage() {}
 
 func (x *HoldDeletesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[16]
+	mi := &file_basalt_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1095,7 +1247,7 @@ func (x *HoldDeletesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDeletesResponse.ProtoReflect.Descriptor instead.
 func (*HoldDeletesResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 type HandOverRequest struct {
@@ -1108,7 +1260,7 @@ type HandOverRequest struct {
 
 func (x *HandOverRequest) Reset() {
 	*x = HandOverRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[17]
+	mi := &file_basalt_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1272,7 @@ func (x *HandOverRequest) String() string {
 func (*HandOverRequest) ProtoMessage() {}
 
 func (x *HandOverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[17]
+	mi := &file_basalt_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1285,7 @@ func (x *HandOverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandOverRequest.ProtoReflect.Descriptor instead.
 func (*HandOverRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HandOverRequest) GetForce() bool {
@@ -1158,7 +1310,7 @@ type HandOverResponse struct {
 
 func (x *HandOverResponse) Reset() {
 	*x = HandOverResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[18]
+	mi := &file_basalt_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1322,7 @@ func (x *HandOverResponse) String() string {
 func (*HandOverResponse) ProtoMessage() {}
 
 func (x *HandOverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[18]
+	mi := &file_basalt_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1335,7 @@ func (x *HandOverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandOverResponse.ProtoReflect.Descriptor instead.
 func (*HandOverResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 type ImportBlocksRequest struct {
@@ -1196,7 +1348,7 @@ type ImportBlocksRequest struct {
 
 func (x *ImportBlocksRequest) Reset() {
 	*x = ImportBlocksRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[19]
+	mi := &file_basalt_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1208,7 +1360,7 @@ func (x *ImportBlocksRequest) String() string {
 func (*ImportBlocksRequest) ProtoMessage() {}
 
 func (x *ImportBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[19]
+	mi := &file_basalt_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1221,7 +1373,7 @@ func (x *ImportBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBlocksRequest.ProtoReflect.Descriptor instead.
 func (*ImportBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ImportBlocksRequest) GetBlocks() []*Block {
@@ -1249,7 +1401,7 @@ type ImportBlocksResponse struct {
 
 func (x *ImportBlocksResponse) Reset() {
 	*x = ImportBlocksResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[20]
+	mi := &file_basalt_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1413,7 @@ func (x *ImportBlocksResponse) String() string {
 func (*ImportBlocksResponse) ProtoMessage() {}
 
 func (x *ImportBlocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[20]
+	mi := &file_basalt_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1426,7 @@ func (x *ImportBlocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBlocksResponse.ProtoReflect.Descriptor instead.
 func (*ImportBlocksResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ImportBlocksResponse) GetBlocks() uint64 {
@@ -1309,7 +1461,7 @@ type ExportBlocksRequest struct {
 
 func (x *ExportBlocksRequest) Reset() {
 	*x = ExportBlocksRequest{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[21]
+	mi := &file_basalt_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +1473,7 @@ func (x *ExportBlocksRequest) String() string {
 func (*ExportBlocksRequest) ProtoMessage() {}
 
 func (x *ExportBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[21]
+	mi := &file_basalt_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +1486,7 @@ func (x *ExportBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBlocksRequest.ProtoReflect.Descriptor instead.
 func (*ExportBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExportBlocksRequest) GetAfter() []byte {
@@ -1368,7 +1520,7 @@ type ExportBlocksResponse struct {
 
 func (x *ExportBlocksResponse) Reset() {
 	*x = ExportBlocksResponse{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[22]
+	mi := &file_basalt_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1532,7 @@ func (x *ExportBlocksResponse) String() string {
 func (*ExportBlocksResponse) ProtoMessage() {}
 
 func (x *ExportBlocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[22]
+	mi := &file_basalt_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1545,7 @@ func (x *ExportBlocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBlocksResponse.ProtoReflect.Descriptor instead.
 func (*ExportBlocksResponse) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExportBlocksResponse) GetBlocks() []*Block {
@@ -1423,7 +1575,7 @@ type Block struct {
 
 func (x *Block) Reset() {
 	*x = Block{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[23]
+	mi := &file_basalt_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1587,7 @@ func (x *Block) String() string {
 func (*Block) ProtoMessage() {}
 
 func (x *Block) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[23]
+	mi := &file_basalt_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1600,7 @@ func (x *Block) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Block.ProtoReflect.Descriptor instead.
 func (*Block) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Block) GetMultihash() []byte {
@@ -1498,7 +1650,7 @@ type StatusResponse_Shard struct {
 
 func (x *StatusResponse_Shard) Reset() {
 	*x = StatusResponse_Shard{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[24]
+	mi := &file_basalt_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1510,7 +1662,7 @@ func (x *StatusResponse_Shard) String() string {
 func (*StatusResponse_Shard) ProtoMessage() {}
 
 func (x *StatusResponse_Shard) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[24]
+	mi := &file_basalt_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1617,7 +1769,7 @@ type StatusResponse_Keyspace struct {
 
 func (x *StatusResponse_Keyspace) Reset() {
 	*x = StatusResponse_Keyspace{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[25]
+	mi := &file_basalt_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +1781,7 @@ func (x *StatusResponse_Keyspace) String() string {
 func (*StatusResponse_Keyspace) ProtoMessage() {}
 
 func (x *StatusResponse_Keyspace) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[25]
+	mi := &file_basalt_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1852,7 @@ type StatusResponse_Client struct {
 
 func (x *StatusResponse_Client) Reset() {
 	*x = StatusResponse_Client{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[26]
+	mi := &file_basalt_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1712,7 +1864,7 @@ func (x *StatusResponse_Client) String() string {
 func (*StatusResponse_Client) ProtoMessage() {}
 
 func (x *StatusResponse_Client) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[26]
+	mi := &file_basalt_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +1927,7 @@ type StatusResponse_Condition struct {
 
 func (x *StatusResponse_Condition) Reset() {
 	*x = StatusResponse_Condition{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[27]
+	mi := &file_basalt_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +1939,7 @@ func (x *StatusResponse_Condition) String() string {
 func (*StatusResponse_Condition) ProtoMessage() {}
 
 func (x *StatusResponse_Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[27]
+	mi := &file_basalt_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +1994,7 @@ type VerifyProgress_Damage struct {
 
 func (x *VerifyProgress_Damage) Reset() {
 	*x = VerifyProgress_Damage{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[28]
+	mi := &file_basalt_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1854,7 +2006,7 @@ func (x *VerifyProgress_Damage) String() string {
 func (*VerifyProgress_Damage) ProtoMessage() {}
 
 func (x *VerifyProgress_Damage) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[28]
+	mi := &file_basalt_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +2063,7 @@ type ScrubStatus_Store struct {
 
 func (x *ScrubStatus_Store) Reset() {
 	*x = ScrubStatus_Store{}
-	mi := &file_basalt_v1_admin_proto_msgTypes[29]
+	mi := &file_basalt_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +2075,7 @@ func (x *ScrubStatus_Store) String() string {
 func (*ScrubStatus_Store) ProtoMessage() {}
 
 func (x *ScrubStatus_Store) ProtoReflect() protoreflect.Message {
-	mi := &file_basalt_v1_admin_proto_msgTypes[29]
+	mi := &file_basalt_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2088,7 @@ func (x *ScrubStatus_Store) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStatus_Store.ProtoReflect.Descriptor instead.
 func (*ScrubStatus_Store) Descriptor() ([]byte, []int) {
-	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{5, 0}
+	return file_basalt_v1_admin_proto_rawDescGZIP(), []int{7, 0}
 }
 
 func (x *ScrubStatus_Store) GetName() string {
@@ -2106,7 +2258,21 @@ const file_basalt_v1_admin_proto_rawDesc = "" +
 	"\x06Damage\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x10\n" +
 	"\x03cid\x18\x02 \x01(\tR\x03cid\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xf1\x01\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"j\n" +
+	"\x10CheckPartRequest\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
+	"\x05start\x18\x02 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x03 \x01(\x04R\x03end\x12\x1a\n" +
+	"\bpersists\x18\x04 \x01(\bR\bpersists\"\xcf\x01\n" +
+	"\x11CheckPartResponse\x12\x14\n" +
+	"\x05store\x18\x01 \x01(\tR\x05store\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x18\n" +
+	"\arecords\x18\x03 \x01(\x04R\arecords\x12:\n" +
+	"\adamaged\x18\x04 \x03(\v2 .basalt.v1.VerifyProgress.DamageR\adamaged\x12\x18\n" +
+	"\arescued\x18\x05 \x01(\x04R\arescued\x12\x1e\n" +
+	"\n" +
+	"unreadable\x18\x06 \x01(\x04R\n" +
+	"unreadable\"\xf1\x01\n" +
 	"\x13ControlScrubRequest\x12=\n" +
 	"\x06action\x18\x01 \x01(\x0e2%.basalt.v1.ControlScrubRequest.ActionR\x06action\x12\x1d\n" +
 	"\n" +
@@ -2195,10 +2361,11 @@ const file_basalt_v1_admin_proto_rawDesc = "" +
 	"\tmultihash\x18\x01 \x01(\fR\tmultihash\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x04R\x04size\x12\x18\n" +
-	"\adamaged\x18\x04 \x01(\tR\adamaged2\x9d\x06\n" +
+	"\adamaged\x18\x04 \x01(\tR\adamaged2\xe5\x06\n" +
 	"\x05Admin\x12=\n" +
 	"\x06Status\x12\x18.basalt.v1.StatusRequest\x1a\x19.basalt.v1.StatusResponse\x12?\n" +
 	"\x06Verify\x12\x18.basalt.v1.VerifyRequest\x1a\x19.basalt.v1.VerifyProgress0\x01\x12F\n" +
+	"\tCheckPart\x12\x1b.basalt.v1.CheckPartRequest\x1a\x1c.basalt.v1.CheckPartResponse\x12F\n" +
 	"\fControlScrub\x12\x1e.basalt.v1.ControlScrubRequest\x1a\x16.basalt.v1.ScrubStatus\x12Z\n" +
 	"\x0fListQuarantined\x12!.basalt.v1.ListQuarantinedRequest\x1a\".basalt.v1.ListQuarantinedResponse0\x01\x127\n" +
 	"\x04Heal\x12\x16.basalt.v1.HealRequest\x1a\x17.basalt.v1.HealResponse\x12:\n" +
@@ -2222,80 +2389,85 @@ func file_basalt_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_basalt_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_basalt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_basalt_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_basalt_v1_admin_proto_goTypes = []any{
 	(ControlScrubRequest_Action)(0),  // 0: basalt.v1.ControlScrubRequest.Action
 	(*StatusRequest)(nil),            // 1: basalt.v1.StatusRequest
 	(*StatusResponse)(nil),           // 2: basalt.v1.StatusResponse
 	(*VerifyRequest)(nil),            // 3: basalt.v1.VerifyRequest
 	(*VerifyProgress)(nil),           // 4: basalt.v1.VerifyProgress
-	(*ControlScrubRequest)(nil),      // 5: basalt.v1.ControlScrubRequest
-	(*ScrubStatus)(nil),              // 6: basalt.v1.ScrubStatus
-	(*ListQuarantinedRequest)(nil),   // 7: basalt.v1.ListQuarantinedRequest
-	(*ListQuarantinedResponse)(nil),  // 8: basalt.v1.ListQuarantinedResponse
-	(*Quarantined)(nil),              // 9: basalt.v1.Quarantined
-	(*HealRequest)(nil),              // 10: basalt.v1.HealRequest
-	(*HealResponse)(nil),             // 11: basalt.v1.HealResponse
-	(*FlushRequest)(nil),             // 12: basalt.v1.FlushRequest
-	(*FlushResponse)(nil),            // 13: basalt.v1.FlushResponse
-	(*ReclaimRequest)(nil),           // 14: basalt.v1.ReclaimRequest
-	(*ReclaimResponse)(nil),          // 15: basalt.v1.ReclaimResponse
-	(*HoldDeletesRequest)(nil),       // 16: basalt.v1.HoldDeletesRequest
-	(*HoldDeletesResponse)(nil),      // 17: basalt.v1.HoldDeletesResponse
-	(*HandOverRequest)(nil),          // 18: basalt.v1.HandOverRequest
-	(*HandOverResponse)(nil),         // 19: basalt.v1.HandOverResponse
-	(*ImportBlocksRequest)(nil),      // 20: basalt.v1.ImportBlocksRequest
-	(*ImportBlocksResponse)(nil),     // 21: basalt.v1.ImportBlocksResponse
-	(*ExportBlocksRequest)(nil),      // 22: basalt.v1.ExportBlocksRequest
-	(*ExportBlocksResponse)(nil),     // 23: basalt.v1.ExportBlocksResponse
-	(*Block)(nil),                    // 24: basalt.v1.Block
-	(*StatusResponse_Shard)(nil),     // 25: basalt.v1.StatusResponse.Shard
-	(*StatusResponse_Keyspace)(nil),  // 26: basalt.v1.StatusResponse.Keyspace
-	(*StatusResponse_Client)(nil),    // 27: basalt.v1.StatusResponse.Client
-	(*StatusResponse_Condition)(nil), // 28: basalt.v1.StatusResponse.Condition
-	(*VerifyProgress_Damage)(nil),    // 29: basalt.v1.VerifyProgress.Damage
-	(*ScrubStatus_Store)(nil),        // 30: basalt.v1.ScrubStatus.Store
+	(*CheckPartRequest)(nil),         // 5: basalt.v1.CheckPartRequest
+	(*CheckPartResponse)(nil),        // 6: basalt.v1.CheckPartResponse
+	(*ControlScrubRequest)(nil),      // 7: basalt.v1.ControlScrubRequest
+	(*ScrubStatus)(nil),              // 8: basalt.v1.ScrubStatus
+	(*ListQuarantinedRequest)(nil),   // 9: basalt.v1.ListQuarantinedRequest
+	(*ListQuarantinedResponse)(nil),  // 10: basalt.v1.ListQuarantinedResponse
+	(*Quarantined)(nil),              // 11: basalt.v1.Quarantined
+	(*HealRequest)(nil),              // 12: basalt.v1.HealRequest
+	(*HealResponse)(nil),             // 13: basalt.v1.HealResponse
+	(*FlushRequest)(nil),             // 14: basalt.v1.FlushRequest
+	(*FlushResponse)(nil),            // 15: basalt.v1.FlushResponse
+	(*ReclaimRequest)(nil),           // 16: basalt.v1.ReclaimRequest
+	(*ReclaimResponse)(nil),          // 17: basalt.v1.ReclaimResponse
+	(*HoldDeletesRequest)(nil),       // 18: basalt.v1.HoldDeletesRequest
+	(*HoldDeletesResponse)(nil),      // 19: basalt.v1.HoldDeletesResponse
+	(*HandOverRequest)(nil),          // 20: basalt.v1.HandOverRequest
+	(*HandOverResponse)(nil),         // 21: basalt.v1.HandOverResponse
+	(*ImportBlocksRequest)(nil),      // 22: basalt.v1.ImportBlocksRequest
+	(*ImportBlocksResponse)(nil),     // 23: basalt.v1.ImportBlocksResponse
+	(*ExportBlocksRequest)(nil),      // 24: basalt.v1.ExportBlocksRequest
+	(*ExportBlocksResponse)(nil),     // 25: basalt.v1.ExportBlocksResponse
+	(*Block)(nil),                    // 26: basalt.v1.Block
+	(*StatusResponse_Shard)(nil),     // 27: basalt.v1.StatusResponse.Shard
+	(*StatusResponse_Keyspace)(nil),  // 28: basalt.v1.StatusResponse.Keyspace
+	(*StatusResponse_Client)(nil),    // 29: basalt.v1.StatusResponse.Client
+	(*StatusResponse_Condition)(nil), // 30: basalt.v1.StatusResponse.Condition
+	(*VerifyProgress_Damage)(nil),    // 31: basalt.v1.VerifyProgress.Damage
+	(*ScrubStatus_Store)(nil),        // 32: basalt.v1.ScrubStatus.Store
 }
 var file_basalt_v1_admin_proto_depIdxs = []int32{
-	25, // 0: basalt.v1.StatusResponse.shards:type_name -> basalt.v1.StatusResponse.Shard
-	26, // 1: basalt.v1.StatusResponse.keyspace:type_name -> basalt.v1.StatusResponse.Keyspace
-	27, // 2: basalt.v1.StatusResponse.clients:type_name -> basalt.v1.StatusResponse.Client
-	28, // 3: basalt.v1.StatusResponse.conditions:type_name -> basalt.v1.StatusResponse.Condition
-	6,  // 4: basalt.v1.StatusResponse.scrub:type_name -> basalt.v1.ScrubStatus
-	9,  // 5: basalt.v1.StatusResponse.quarantined:type_name -> basalt.v1.Quarantined
-	29, // 6: basalt.v1.VerifyProgress.damaged:type_name -> basalt.v1.VerifyProgress.Damage
-	0,  // 7: basalt.v1.ControlScrubRequest.action:type_name -> basalt.v1.ControlScrubRequest.Action
-	30, // 8: basalt.v1.ScrubStatus.stores:type_name -> basalt.v1.ScrubStatus.Store
-	9,  // 9: basalt.v1.ListQuarantinedResponse.quarantined:type_name -> basalt.v1.Quarantined
-	24, // 10: basalt.v1.ImportBlocksRequest.blocks:type_name -> basalt.v1.Block
-	24, // 11: basalt.v1.ExportBlocksResponse.blocks:type_name -> basalt.v1.Block
-	1,  // 12: basalt.v1.Admin.Status:input_type -> basalt.v1.StatusRequest
-	3,  // 13: basalt.v1.Admin.Verify:input_type -> basalt.v1.VerifyRequest
-	5,  // 14: basalt.v1.Admin.ControlScrub:input_type -> basalt.v1.ControlScrubRequest
-	7,  // 15: basalt.v1.Admin.ListQuarantined:input_type -> basalt.v1.ListQuarantinedRequest
-	10, // 16: basalt.v1.Admin.Heal:input_type -> basalt.v1.HealRequest
-	12, // 17: basalt.v1.Admin.Flush:input_type -> basalt.v1.FlushRequest
-	14, // 18: basalt.v1.Admin.Reclaim:input_type -> basalt.v1.ReclaimRequest
-	16, // 19: basalt.v1.Admin.HoldDeletes:input_type -> basalt.v1.HoldDeletesRequest
-	18, // 20: basalt.v1.Admin.HandOver:input_type -> basalt.v1.HandOverRequest
-	20, // 21: basalt.v1.Admin.ImportBlocks:input_type -> basalt.v1.ImportBlocksRequest
-	22, // 22: basalt.v1.Admin.ExportBlocks:input_type -> basalt.v1.ExportBlocksRequest
-	2,  // 23: basalt.v1.Admin.Status:output_type -> basalt.v1.StatusResponse
-	4,  // 24: basalt.v1.Admin.Verify:output_type -> basalt.v1.VerifyProgress
-	6,  // 25: basalt.v1.Admin.ControlScrub:output_type -> basalt.v1.ScrubStatus
-	8,  // 26: basalt.v1.Admin.ListQuarantined:output_type -> basalt.v1.ListQuarantinedResponse
-	11, // 27: basalt.v1.Admin.Heal:output_type -> basalt.v1.HealResponse
-	13, // 28: basalt.v1.Admin.Flush:output_type -> basalt.v1.FlushResponse
-	15, // 29: basalt.v1.Admin.Reclaim:output_type -> basalt.v1.ReclaimResponse
-	17, // 30: basalt.v1.Admin.HoldDeletes:output_type -> basalt.v1.HoldDeletesResponse
-	19, // 31: basalt.v1.Admin.HandOver:output_type -> basalt.v1.HandOverResponse
-	21, // 32: basalt.v1.Admin.ImportBlocks:output_type -> basalt.v1.ImportBlocksResponse
-	23, // 33: basalt.v1.Admin.ExportBlocks:output_type -> basalt.v1.ExportBlocksResponse
-	23, // [23:34] is the sub-list for method output_type
-	12, // [12:23] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	27, // 0: basalt.v1.StatusResponse.shards:type_name -> basalt.v1.StatusResponse.Shard
+	28, // 1: basalt.v1.StatusResponse.keyspace:type_name -> basalt.v1.StatusResponse.Keyspace
+	29, // 2: basalt.v1.StatusResponse.clients:type_name -> basalt.v1.StatusResponse.Client
+	30, // 3: basalt.v1.StatusResponse.conditions:type_name -> basalt.v1.StatusResponse.Condition
+	8,  // 4: basalt.v1.StatusResponse.scrub:type_name -> basalt.v1.ScrubStatus
+	11, // 5: basalt.v1.StatusResponse.quarantined:type_name -> basalt.v1.Quarantined
+	31, // 6: basalt.v1.VerifyProgress.damaged:type_name -> basalt.v1.VerifyProgress.Damage
+	31, // 7: basalt.v1.CheckPartResponse.damaged:type_name -> basalt.v1.VerifyProgress.Damage
+	0,  // 8: basalt.v1.ControlScrubRequest.action:type_name -> basalt.v1.ControlScrubRequest.Action
+	32, // 9: basalt.v1.ScrubStatus.stores:type_name -> basalt.v1.ScrubStatus.Store
+	11, // 10: basalt.v1.ListQuarantinedResponse.quarantined:type_name -> basalt.v1.Quarantined
+	26, // 11: basalt.v1.ImportBlocksRequest.blocks:type_name -> basalt.v1.Block
+	26, // 12: basalt.v1.ExportBlocksResponse.blocks:type_name -> basalt.v1.Block
+	1,  // 13: basalt.v1.Admin.Status:input_type -> basalt.v1.StatusRequest
+	3,  // 14: basalt.v1.Admin.Verify:input_type -> basalt.v1.VerifyRequest
+	5,  // 15: basalt.v1.Admin.CheckPart:input_type -> basalt.v1.CheckPartRequest
+	7,  // 16: basalt.v1.Admin.ControlScrub:input_type -> basalt.v1.ControlScrubRequest
+	9,  // 17: basalt.v1.Admin.ListQuarantined:input_type -> basalt.v1.ListQuarantinedRequest
+	12, // 18: basalt.v1.Admin.Heal:input_type -> basalt.v1.HealRequest
+	14, // 19: basalt.v1.Admin.Flush:input_type -> basalt.v1.FlushRequest
+	16, // 20: basalt.v1.Admin.Reclaim:input_type -> basalt.v1.ReclaimRequest
+	18, // 21: basalt.v1.Admin.HoldDeletes:input_type -> basalt.v1.HoldDeletesRequest
+	20, // 22: basalt.v1.Admin.HandOver:input_type -> basalt.v1.HandOverRequest
+	22, // 23: basalt.v1.Admin.ImportBlocks:input_type -> basalt.v1.ImportBlocksRequest
+	24, // 24: basalt.v1.Admin.ExportBlocks:input_type -> basalt.v1.ExportBlocksRequest
+	2,  // 25: basalt.v1.Admin.Status:output_type -> basalt.v1.StatusResponse
+	4,  // 26: basalt.v1.Admin.Verify:output_type -> basalt.v1.VerifyProgress
+	6,  // 27: basalt.v1.Admin.CheckPart:output_type -> basalt.v1.CheckPartResponse
+	8,  // 28: basalt.v1.Admin.ControlScrub:output_type -> basalt.v1.ScrubStatus
+	10, // 29: basalt.v1.Admin.ListQuarantined:output_type -> basalt.v1.ListQuarantinedResponse
+	13, // 30: basalt.v1.Admin.Heal:output_type -> basalt.v1.HealResponse
+	15, // 31: basalt.v1.Admin.Flush:output_type -> basalt.v1.FlushResponse
+	17, // 32: basalt.v1.Admin.Reclaim:output_type -> basalt.v1.ReclaimResponse
+	19, // 33: basalt.v1.Admin.HoldDeletes:output_type -> basalt.v1.HoldDeletesResponse
+	21, // 34: basalt.v1.Admin.HandOver:output_type -> basalt.v1.HandOverResponse
+	23, // 35: basalt.v1.Admin.ImportBlocks:output_type -> basalt.v1.ImportBlocksResponse
+	25, // 36: basalt.v1.Admin.ExportBlocks:output_type -> basalt.v1.ExportBlocksResponse
+	25, // [25:37] is the sub-list for method output_type
+	13, // [13:25] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_basalt_v1_admin_proto_init() }
@@ -2309,7 +2481,7 @@ func file_basalt_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_basalt_v1_admin_proto_rawDesc), len(file_basalt_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   30,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,6 +22,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Admin_Status_FullMethodName          = "/basalt.v1.Admin/Status"
 	Admin_Verify_FullMethodName          = "/basalt.v1.Admin/Verify"
+	Admin_CheckPart_FullMethodName       = "/basalt.v1.Admin/CheckPart"
 	Admin_ControlScrub_FullMethodName    = "/basalt.v1.Admin/ControlScrub"
 	Admin_ListQuarantined_FullMethodName = "/basalt.v1.Admin/ListQuarantined"
 	Admin_Heal_FullMethodName            = "/basalt.v1.Admin/Heal"
@@ -40,6 +41,8 @@ type AdminClient interface {
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 	// Reads every block and every key back against its checksum, and blocks against their multihash; reports as it goes.
 	Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[VerifyProgress], error)
+	// Reads back what stands in a part of one of the node's files, which a disk or pool has named as damaged. What is damaged is quarantined when it answers.
+	CheckPart(ctx context.Context, in *CheckPartRequest, opts ...grpc.CallOption) (*CheckPartResponse, error)
 	// Begins, stops, pauses or resumes the scrub in the background, or only says how it is.
 	ControlScrub(ctx context.Context, in *ControlScrubRequest, opts ...grpc.CallOption) (*ScrubStatus, error)
 	// What is quarantined, by store and key. Reads nothing back: O(quarantined).
@@ -99,6 +102,16 @@ func (c *adminClient) Verify(ctx context.Context, in *VerifyRequest, opts ...grp
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Admin_VerifyClient = grpc.ServerStreamingClient[VerifyProgress]
+
+func (c *adminClient) CheckPart(ctx context.Context, in *CheckPartRequest, opts ...grpc.CallOption) (*CheckPartResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckPartResponse)
+	err := c.cc.Invoke(ctx, Admin_CheckPart_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 func (c *adminClient) ControlScrub(ctx context.Context, in *ControlScrubRequest, opts ...grpc.CallOption) (*ScrubStatus, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -227,6 +240,8 @@ type AdminServer interface {
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	// Reads every block and every key back against its checksum, and blocks against their multihash; reports as it goes.
 	Verify(*VerifyRequest, grpc.ServerStreamingServer[VerifyProgress]) error
+	// Reads back what stands in a part of one of the node's files, which a disk or pool has named as damaged. What is damaged is quarantined when it answers.
+	CheckPart(context.Context, *CheckPartRequest) (*CheckPartResponse, error)
 	// Begins, stops, pauses or resumes the scrub in the background, or only says how it is.
 	ControlScrub(context.Context, *ControlScrubRequest) (*ScrubStatus, error)
 	// What is quarantined, by store and key. Reads nothing back: O(quarantined).
@@ -263,6 +278,9 @@ func (UnimplementedAdminServer) Status(context.Context, *StatusRequest) (*Status
 }
 func (UnimplementedAdminServer) Verify(*VerifyRequest, grpc.ServerStreamingServer[VerifyProgress]) error {
 	return status.Error(codes.Unimplemented, "method Verify not implemented")
+}
+func (UnimplementedAdminServer) CheckPart(context.Context, *CheckPartRequest) (*CheckPartResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CheckPart not implemented")
 }
 func (UnimplementedAdminServer) ControlScrub(context.Context, *ControlScrubRequest) (*ScrubStatus, error) {
 	return nil, status.Error(codes.Unimplemented, "method ControlScrub not implemented")
@@ -340,6 +358,24 @@ func _Admin_Verify_Handler(srv interface{}, stream grpc.ServerStream) error {
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Admin_VerifyServer = grpc.ServerStreamingServer[VerifyProgress]
+
+func _Admin_CheckPart_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckPartRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).CheckPart(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_CheckPart_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).CheckPart(ctx, req.(*CheckPartRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _Admin_ControlScrub_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ControlScrubRequest)
@@ -481,6 +517,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Status",
 			Handler:    _Admin_Status_Handler,
+		},
+		{
+			MethodName: "CheckPart",
+			Handler:    _Admin_CheckPart_Handler,
 		},
 		{
 			MethodName: "ControlScrub",
