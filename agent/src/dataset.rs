@@ -1,6 +1,7 @@
 //! `basalt dataset` and `basalt init --zfs`: the datasets of a node, by [`basalt_datasets`]. Shows every plan before it is applied; destroys nothing.
 
 use std::{
+    collections::BTreeMap,
     io::Write as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -11,7 +12,9 @@ use basalt_datasets::{
     look, plan, unfinished,
 };
 use basalt_node::{NodeFile, NodeId};
-use basalt_zfs::{Class, Cli as Engine, CliOptions, Dataset, Entity, Operation, PropertyName, Source, Zfs};
+use basalt_zfs::{
+    Class, Cli as Engine, CliOptions, Dataset, Entity, Listed, Operation, PropertyName, Reach, RowsOf, Source, Zfs,
+};
 use nix::unistd::{Group, User, getgrouplist};
 use serde_json::{Value, json};
 
@@ -124,10 +127,34 @@ fn node_of(dataset: &Dataset, zfs: &dyn Zfs, hands: Option<&dyn Hands>) -> Outco
             say!("load the key of {dataset}");
             hands.load_key(dataset)?;
         }
+        // The repo's folder may be a dataset of the node, and the node's lie in it.
+        for (above, folder) in unmounted_above(dataset, &at, zfs)? {
+            say!("mount {above} at {}", folder.display());
+            hands.mount(&above, &folder)?;
+        }
         say!("mount {dataset} at {}", at.display());
         hands.mount(dataset, &at)?;
     }
     Ok(at)
+}
+
+/// Datasets in a node's dataset that belong to folders above `at` and are not mounted, the topmost folder first.
+fn unmounted_above(dataset: &Dataset, at: &Path, zfs: &dyn Zfs) -> Outcome<Vec<(Dataset, PathBuf)>> {
+    let below: Vec<Dataset> = zfs.datasets(dataset, Reach::Descendants)?.into_iter().map(|entry| entry.name).collect();
+    let names: Vec<_> = ["mountpoint", "mounted"].map(str::parse).into_iter().flatten().collect();
+    let listed = zfs.listing(&below, RowsOf::Datasets, &names)?;
+    let mut above: Vec<(Dataset, PathBuf)> = listed
+        .into_iter()
+        .filter_map(|Listed { name, values }| match (name, values.as_slice()) {
+            (Entity::Dataset(name), [Some(folder), mounted]) if mounted.as_deref() != Some("yes") => {
+                Some((name, PathBuf::from(folder)))
+            }
+            _ => None,
+        })
+        .filter(|(_, folder)| folder.is_absolute() && at.starts_with(folder) && at != folder)
+        .collect();
+    above.sort_by_key(|(_, folder)| folder.components().count());
+    Ok(above)
 }
 
 fn parse(name: &str) -> Outcome<Dataset> {
@@ -289,14 +316,21 @@ impl Row {
 fn rows(layout: &Layout, zfs: &dyn Zfs) -> basalt_zfs::Result<Vec<Row>> {
     let names = ["mounted", "mountpoint", "used", "usedbysnapshots", "available", "compressratio", "recordsize"];
     let names: Vec<_> = names.map(str::parse).into_iter().flatten().collect();
+    let mut by_pool: BTreeMap<_, Vec<Dataset>> = BTreeMap::new();
+    for member in layout.members() {
+        by_pool.entry(member.dataset.pool()).or_default().push(member.dataset.clone());
+    }
+    let mut listed = Vec::new();
+    for datasets in by_pool.into_values() {
+        listed.extend(zfs.listing(&datasets, RowsOf::Datasets, &names)?);
+    }
     let mut rows = Vec::new();
     for member in layout.members() {
-        let found = match zfs.properties(&Entity::from(&member.dataset), &names) {
-            Err(err) if err.class() == Class::NotFound => Vec::new(),
-            found => found?,
+        let found = listed.iter().find(|listed| listed.name.as_str() == member.dataset.as_str());
+        let value = |name: &str| {
+            let at = names.iter().position(|asked: &PropertyName| asked.as_str() == name);
+            at.and_then(|at| found?.values.get(at)?.as_deref()).unwrap_or_default()
         };
-        let value =
-            |name: &str| found.iter().find(|p| p.name.as_str() == name).map(|p| p.value.as_str()).unwrap_or_default();
         let number = |name: &str| value(name).parse().unwrap_or(0);
         rows.push(Row {
             role: member.role.to_string(),

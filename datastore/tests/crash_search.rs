@@ -260,9 +260,29 @@ impl World {
         self.finding.lock().unwrap().get_or_insert(finding);
     }
 
+    /// What a snapshot of its file systems would hold now, as a world of its own. Whatever was acknowledged is in it, flushed or not.
+    fn snapshot(&self) -> World {
+        let disk = self.disk.snapshot();
+        World {
+            seed: self.seed,
+            shape: self.shape,
+            index: self.index.snapshot(disk.clone()),
+            disk,
+            layout: self.layout.clone(),
+            options: self.options.clone(),
+            shared: Mutex::new(self.shared.lock().unwrap().keys().map(|number| (*number, true)).collect()),
+            log: self.log.clone(),
+            finding: Mutex::default(),
+        }
+    }
+
     fn open(&self) -> Result<Datastore> {
+        Datastore::open(&self.layout, &self.env(), self.options.clone())
+    }
+
+    fn env(&self) -> Env {
         self.disk.set_threads(self.shape.threads);
-        let env = Env {
+        Env {
             disk: Arc::new(self.disk.clone()),
             clock: Arc::new(self.disk.clone()),
             index: Arc::new(self.index.clone()),
@@ -270,8 +290,7 @@ impl World {
             random: Arc::new(self.disk.clone()),
             sequence: Arc::new(AtomicU64::new(1)),
             unflushed: Arc::default(),
-        };
-        Datastore::open(&self.layout, &env, self.options.clone())
+        }
     }
 
     fn strict(&self) -> bool {
@@ -804,6 +823,41 @@ fn run_world(world: &Arc<World>, cut: u64) -> std::result::Result<u64, Finding> 
     }
 }
 
+/// Runs a seed up to disk operation `cut`, and opens a snapshot of that instant: for reading only, where not a byte may be written, then as a clone that is
+/// written to, with crashes.
+fn run_snapshot(world: &Arc<World>, cut: u64) -> std::result::Result<u64, Finding> {
+    let mut rng = SimRng::new(world.seed);
+    world.note(format!("a snapshot before step {cut}"));
+    if cut > 0 {
+        // All stands still there.
+        world.disk.inject(cut, Fault::PowerCut);
+    }
+    let writers = (0..world.shape.writers).map(|number| Writer { number, ..Writer::default() }).collect();
+    let mut writers: Vec<Writer> = match world.open() {
+        Ok(store) => live(world, &Arc::new(store), writers, &mut rng, world.shape.operations),
+        // Not made yet.
+        Err(_) if world.disk.is_cut() => return Ok(0),
+        Err(err) => return Err(Finding::Broken(format!("make: {err:?}"))),
+    };
+    let steps = world.disk.steps();
+    writers.iter_mut().for_each(Writer::all_durable);
+    let image = world.snapshot();
+    let store = Datastore::open_read_only(&image.layout, &image.env(), image.options.clone())
+        .map_err(|err| Finding::Broken(format!("open the snapshot for reading: {err:?}")))?;
+    image.check(&store, &mut writers.clone())?;
+    drop(store);
+    if image.disk.steps() > 0 {
+        return Err(Finding::Broken(format!("reading a snapshot wrote: {:?}", image.disk.trace())));
+    }
+    let clone = world.snapshot();
+    let store = Arc::new(clone.recover(&mut rng)?);
+    clone.check(&store, &mut writers)?;
+    match world.finding.lock().unwrap().take() {
+        Some(finding) => Err(finding),
+        None => Ok(steps),
+    }
+}
+
 /// What one run came to, with its trace where it was asked for.
 struct Outcome {
     result: std::result::Result<u64, Finding>,
@@ -811,8 +865,11 @@ struct Outcome {
     trace: Vec<String>,
 }
 
-/// [`run_world`] under the scheduler: the seed gives the order of threads too.
-fn run(seed: u64, cut: u64) -> Outcome {
+/// What is done with a world and a cut.
+type How = fn(&Arc<World>, u64) -> std::result::Result<u64, Finding>;
+
+/// [`run_world`] or its like under the scheduler: the seed gives the order of threads too.
+fn run(seed: u64, cut: u64, how: How) -> Outcome {
     let outcome = Arc::new(std::sync::Mutex::new(None));
     let told = outcome.clone();
     let mut config = Config::new();
@@ -822,7 +879,7 @@ fn run(seed: u64, cut: u64) -> Outcome {
     let (keep_log, keep_trace) = (log.clone(), trace.clone());
     let body = move || {
         let world = Arc::new(World::new(seed, keep_log.clone()));
-        let result = run_world(&world, cut);
+        let result = how(&world, cut);
         *keep_trace.lock().unwrap() = world.disk.trace();
         *told.lock().unwrap() = Some(result);
     };
@@ -889,7 +946,7 @@ impl Tally {
 const FINDINGS_MAX: u64 = 50;
 
 /// Every cut of every seed; two threads share the seeds.
-fn search(seeds: &[u64], points_min: u64) -> Tally {
+fn search(seeds: &[u64], points_min: u64, how: How) -> Tally {
     let tally = Tally::default();
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
@@ -903,17 +960,17 @@ fn search(seeds: &[u64], points_min: u64) -> Tally {
                         None => return,
                     };
                     if let Some(cut) = number("CUT") {
-                        let outcome = run(seed, cut);
+                        let outcome = run(seed, cut, how);
                         println!("{}", outcome.log.join("\n"));
                         tally.record(seed, cut, outcome);
                         continue;
                     }
-                    let steps = tally.record(seed, 0, run(seed, 0));
+                    let steps = tally.record(seed, 0, run(seed, 0, how));
                     for cut in 1..=steps {
                         if tally.findings() >= FINDINGS_MAX {
                             return;
                         }
-                        tally.record(seed, cut, run(seed, cut));
+                        tally.record(seed, cut, run(seed, cut, how));
                     }
                 }
             });
@@ -924,21 +981,41 @@ fn search(seeds: &[u64], points_min: u64) -> Tally {
 
 /// Crash points in an ordinary test run.
 const POINTS: u64 = 10_000;
+/// Seeds whose every step is snapshotted in an ordinary test run.
+const SNAPSHOT_SEEDS: u64 = 40;
 
-#[test]
-fn what_a_node_acknowledged_survives_a_cut_before_any_disk_operation() {
-    let seeds: Vec<u64> = match (number("SEED"), number("SEEDS")) {
+fn wanted() -> Vec<u64> {
+    match (number("SEED"), number("SEEDS")) {
         (Some(seed), _) => vec![seed],
         (None, Some(seeds)) => (0..seeds).collect(),
         (None, None) => Vec::new(),
+    }
+}
+
+#[test]
+fn what_a_node_acknowledged_survives_a_cut_before_any_disk_operation() {
+    conclude(&search(&wanted(), POINTS, run_world), "crash points");
+}
+
+/// A snapshot isn't a cut of the power: it has what was written and not flushed as well, in every class of durability.
+#[test]
+fn a_snapshot_before_any_disk_operation_opens_as_a_node_with_all_that_was_acknowledged() {
+    let seeds: Vec<u64> = match wanted() {
+        seeds if seeds.is_empty() => (0..SNAPSHOT_SEEDS).collect(),
+        seeds => seeds,
     };
-    let tally = search(&seeds, POINTS);
+    // Where disks fail, what was acknowledged is another promise.
+    let seeds: Vec<u64> = seeds.into_iter().filter(|seed| !Shape::of(*seed).fails()).collect();
+    conclude(&search(&seeds, 0, run_snapshot), "snapshots");
+}
+
+fn conclude(tally: &Tally, what: &str) {
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let (points, broken) = (count(&tally.points), count(&tally.broken));
     if broken > 0 {
         println!("{broken} other faults");
     }
-    println!("{points} crash points, {} acknowledged lost, {} wrong bytes", count(&tally.lost), count(&tally.wrong));
+    println!("{points} {what}, {} acknowledged lost, {} wrong bytes", count(&tally.lost), count(&tally.wrong));
     assert!(points > 0, "nothing was searched");
     assert_eq!(tally.findings(), 0, "see above");
 }
@@ -948,7 +1025,7 @@ const FOUND: [u64; 1] = [0x22e];
 
 #[test]
 fn survives_what_long_searches_have_found() {
-    let tally = search(&FOUND, 0);
+    let tally = search(&FOUND, 0, run_world);
     assert!(tally.points.load(Ordering::Relaxed) > 0, "nothing was searched");
     assert_eq!(tally.findings(), 0, "see above");
 }

@@ -3,55 +3,9 @@
 # guest, as root: `make test-zfs` does it, or
 #   testbed/zfsvm run --share "$PWD/bin:ro" -- bash testbed/tests/datasets.sh "$PWD/bin" [ONLY]
 # Ends with a line of counts.
-export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
-bin=$1 only=${2-}
-passed=0 failed=0
-if ! grep "^c '" "$0" | grep -q -- "$only"; then
-  echo "datasets: 0 passed; 0 failed"
-  exit 0
-fi
+suite=datasets bin=$1 only=${2-}
+. "$(dirname "$0")/checks.sh"
 b() { "$bin/basalt" --node /srv/basalt "$@"; }
-# c 'what must hold' 'commands': all of them succeed.
-c() {
-  [[ $1 = *"$only"* ]] || [ "${3-}" = always ] || return 0
-  local began out status
-  began=$(date +%s%N)
-  out=$(set -euo pipefail; eval "$2" 2>&1)
-  status=$?
-  if [ $status = 0 ]; then
-    passed=$((passed + 1))
-    echo "ok   datasets: $1 ($((($(date +%s%N) - began) / 1000000)) ms)"
-  else
-    failed=$((failed + 1))
-    echo "FAIL datasets: $1 (exit status $status)"
-    sed 's/^/     | /' <<<"$out" | tail -n 40
-  fi
-}
-# A command that must fail, and what it says.
-fails() { # WORDS COMMAND...
-  local words=$1 said
-  shift
-  if said=$("$@" 2>&1); then
-    echo "it should have failed: $*; it said: $said"
-    return 1
-  fi
-  grep -q -- "$words" <<<"$said" || { echo "it failed otherwise than by '$words': $said"; return 1; }
-}
-# A command that must succeed, and words that it says.
-says() { # WORDS COMMAND...
-  local words=$1 said
-  shift
-  said=$("$@" 2>&1) || { echo "failed: $*: $said"; return 1; }
-  grep -q -- "$words" <<<"$said" || { echo "it does not say '$words': $said"; return 1; }
-}
-until_true() { # SECONDS COMMAND...
-  local end=$((SECONDS + $1))
-  shift
-  until "$@" >/dev/null 2>&1; do
-    [ $SECONDS -lt $end ] || { echo "not within its time: $*"; return 1; }
-    sleep 0.1
-  done
-}
 start() {
   "$bin/basalt" --node /srv/basalt agent --http-listen '' "$@" >/tmp/agent.log 2>&1 &
   echo $! >/tmp/agent.pid
@@ -61,7 +15,6 @@ stop() {
   kill "$(cat /tmp/agent.pid)"
   until_true 60 bash -c '! kill -0 $(cat /tmp/agent.pid)'
 }
-value() { zfs get -Hpo value "$@"; }
 
 truncate -s 3G /tmp/disk
 zpool create -f -O mountpoint=none tank /tmp/disk || exit 1
@@ -221,5 +174,4 @@ c 'the helper mounts for that user what root has allowed, and nothing else' '
   fails "there is no verb" su tester -s /bin/bash -c "/usr/lib/basalt/basalt-zfs-helper destroy tank/basalt/evil"
   zfs destroy tank/basalt/evil'
 
-echo "datasets: $passed passed; $failed failed"
-[ $failed = 0 ] && [ $passed -gt 0 ]
+counts

@@ -289,6 +289,25 @@ impl SimDisk {
         }
     }
 
+    /// Another disk that holds what this one reads as now, durably: what an atomic snapshot of a file system has, whether it was flushed or not.
+    pub fn snapshot(&self) -> SimDisk {
+        let state = self.lock();
+        let whole = |inode: &Inode| Inode { data: inode.data.clone(), durable: inode.data.clone(), ..Inode::default() };
+        let image = State {
+            inodes: state.inodes.iter().map(|(id, inode)| (*id, whole(inode))).collect(),
+            next_inode: state.next_inode,
+            names: state.names.clone(),
+            durable_names: state.names.clone(),
+            dirs: state.dirs.clone(),
+            txg: state.txg.clone(),
+            threads: state.threads,
+            now_ns: state.now_ns,
+            entropy: state.entropy,
+            ..State::default()
+        };
+        SimDisk(Arc::new(Shared { state: Mutex::new(image), changed: Condvar::default() }))
+    }
+
     /// Flips one bit of what a file holds, on the platter too. Returns whether the file is that long.
     pub fn flip(&self, path: &Path, byte: u64, bit: u8) -> bool {
         let mut state = self.lock();

@@ -60,6 +60,18 @@ impl SimEngine {
         SimEngine { disk, indexes: Arc::default() }
     }
 
+    /// The indexes as they are on the disk now, on a snapshot of it: what is only in memory isn't in them.
+    pub fn snapshot(&self, disk: SimDisk) -> SimEngine {
+        let indexes = self.indexes.lock();
+        let image = |state: &Mutex<State>| {
+            let state = state.lock();
+            let (durable, live) = (state.durable.clone(), state.durable.clone());
+            Arc::new(Mutex::new(State { durable, live, damage: state.damage, ..State::default() }))
+        };
+        let indexes = indexes.iter().map(|(dir, state)| (dir.clone(), image(state))).collect();
+        SimEngine { disk, indexes: Arc::new(Mutex::new(indexes)) }
+    }
+
     /// What a power cut leaves.
     pub fn crash(&self, rng: &mut SimRng, loss: IndexLoss) {
         for state in self.indexes.lock().values() {
