@@ -477,7 +477,7 @@ impl Core {
                 continue;
             }
             // It may have become readable, or have been one of another part.
-            if matches!(self.reads_back(segment, &key, location), Err(_)) {
+            if self.reads_back(segment, &key, location).is_err() {
                 self.quarantine(&key, location, Some(Rot::Unreadable), Rot::Unreadable.about());
                 self.scrub.lock().unreadable.remove(&key);
                 state.unreadable = state.unreadable.saturating_sub(1);
