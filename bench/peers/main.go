@@ -9,13 +9,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"basalt.dev/go/bench/kubo"
@@ -37,7 +37,7 @@ var (
 	heap      = flag.Int("heap", 512, "MiB of live heap of each process")
 	forgetAll = flag.Bool("drop-caches", true, "cold: where we are root, drop all caches of the machine; else only the stores' files")
 	ffi       = flag.String("ffi", "", "this program with the node linked in, for Basalt's FFI lane")
-	machine   = flag.String("machine", "", "file of lines 'what: value' about the machine, for the report")
+	note      = flag.String("note", "", "what the report shall say of this run, such as the commit")
 	page      = flag.String("report", "", "only write the page and the plots of this folder's peers.json")
 	list      = flag.Bool("list", false, "list stores and workloads")
 	specFile  = flag.String("spec", "", "internal: a session to run")
@@ -65,7 +65,7 @@ func start() error {
 	if flag.NArg() > 0 {
 		return fmt.Errorf("unknown argument %q; -help lists the flags", flag.Arg(0))
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	switch {
 	case *specFile != "":
@@ -135,34 +135,44 @@ func start() error {
 	}
 	defer os.RemoveAll(site)
 	plan := run.Plan{
-		Workloads: workloads, Stores: chosen, Raw: *raw, Rounds: max(1, *rounds), Folder: site, HeapMiB: *heap, ForgetAll: *forgetAll,
-		Program: program, FFI: *ffi, Log: os.Stderr,
+		Stores: chosen, Raw: *raw, Rounds: max(1, *rounds), Folder: site, HeapMiB: *heap, ForgetAll: *forgetAll, Program: program, FFI: *ffi, Log: os.Stderr,
 	}
 	if !*full {
 		plan.Limit = 5 * time.Minute
 	}
-	result := report.Result{Command: os.Args[1:], Scale: scale.Name, Rounds: plan.Rounds}
-	if result.Machine, err = report.Machine(*machine, *dir, chosen); err != nil {
-		return err
-	}
-	began := time.Now()
-	take := func(e run.Entry) { result.Entries = append(result.Entries, e) }
-	if err := plan.Run(ctx, take); err != nil {
-		return err
-	}
-	if endToEnd {
-		if err := kuboPlan(scale, site).Run(ctx, take); err != nil {
-			return err
-		}
-	}
-	result.Machine = append(result.Machine, report.Fact{What: "run", Value: fmt.Sprintf("%s scale, %d rounds, %s", scale.Name, plan.Rounds, time.Since(began).Round(time.Second))},
-		report.Fact{What: "load average at the end", Value: report.Load()})
-	text, err := json.MarshalIndent(result, "", " ")
+	facts, err := report.Machine(*dir, stores.All())
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(*out, "peers.json"), text, 0o644); err != nil {
+	result, err := report.Load(*out, facts)
+	if err != nil {
 		return err
 	}
-	return report.Write(*out)
+	began, load := time.Now(), report.LoadAverage()
+	// Saved after each workload, so that a run that is ended keeps what it has.
+	take := func(w workload.Workload, entries []run.Entry) error {
+		rounds := 0
+		for _, e := range entries {
+			rounds = max(rounds, len(e.Rounds))
+		}
+		text := fmt.Sprintf("%s, %s scale, rounds: %d, %s; load average %s before and %s after", began.UTC().Format("2006-01-02 15:04 UTC"), scale.Name, rounds,
+			time.Since(began).Round(time.Second), load, report.LoadAverage())
+		if *note != "" {
+			text += "; " + *note
+		}
+		result.Put(report.Measured{Workload: w.ID, Run: text, Entries: entries})
+		began, load = time.Now(), report.LoadAverage()
+		return result.Save(*out)
+	}
+	if err := plan.Run(ctx, workloads, take); err != nil {
+		return err
+	}
+	if endToEnd {
+		entries, err := kuboPlan(scale, site).Run(ctx)
+		if err != nil {
+			return err
+		}
+		return take(workload.Workload{ID: kubo.ID}, entries)
+	}
+	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -106,8 +107,8 @@ var steps = []struct{ name, unit string }{
 	{"daemon start, filled repo", "ms"},
 }
 
-// Run does the plan and gives each entry away when it is complete.
-func (p Plan) Run(ctx context.Context, done func(run.Entry)) error {
+// Run does the plan.
+func (p Plan) Run(ctx context.Context) ([]run.Entry, error) {
 	var chosen []contestant
 	for _, c := range contestants() {
 		wanted := p.Words == ""
@@ -120,7 +121,7 @@ func (p Plan) Run(ctx context.Context, done func(run.Entry)) error {
 	}
 	data := filepath.Join(p.Folder, "data")
 	if err := p.makeData(data); err != nil {
-		return err
+		return nil, err
 	}
 	entries := make([][]run.Entry, len(chosen))
 	for i, c := range chosen {
@@ -131,7 +132,7 @@ func (p Plan) Run(ctx context.Context, done func(run.Entry)) error {
 	for round := range p.Rounds {
 		for i, c := range chosen {
 			if err := ctx.Err(); err != nil {
-				return err
+				return nil, err
 			}
 			began := time.Now()
 			rows := p.one(ctx, c, data)
@@ -147,12 +148,7 @@ func (p Plan) Run(ctx context.Context, done func(run.Entry)) error {
 			fmt.Fprintf(p.Log, "%s round %d %s (%.1f s)%s\n", ID, round+1, c.name, time.Since(began).Seconds(), said)
 		}
 	}
-	for _, of := range entries {
-		for _, e := range of {
-			done(e)
-		}
-	}
-	return nil
+	return slices.Concat(entries...), nil
 }
 
 // makeData writes the large file, and the tree of small ones in folders of a thousand.

@@ -1,10 +1,11 @@
 package report
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"basalt.dev/go/bench/kubo"
@@ -15,13 +16,9 @@ import (
 
 // Write makes peers.md, peers-details.md and the plots of a folder from its peers.json.
 func Write(folder string) error {
-	text, err := os.ReadFile(filepath.Join(folder, "peers.json"))
+	r, err := Load(folder, nil)
 	if err != nil {
 		return err
-	}
-	var r Result
-	if err := json.Unmarshal(text, &r); err != nil {
-		return fmt.Errorf("%s: %w", filepath.Join(folder, "peers.json"), err)
 	}
 	page, details, plots := r.render()
 	files := map[string]string{"peers.md": page, "peers-details.md": details}
@@ -36,11 +33,11 @@ func Write(folder string) error {
 	return nil
 }
 
-const intro = `Written by ` + "`make bench-peers`" + `; figures of one run. %s
+const intro = `Written by ` + "`make bench-peers`" + ` (` + "`ONLY=W1,W6`" + ` measures these anew and leaves the rest). %s
 
 - Each store runs in a process of its own, opened as Kubo opens it, in a folder of its own on one file system. Basalt's agent is counted with its client.
 - Rounds interleave the stores (A, B, C, A, B, C); medians, and the least and greatest of the rounds. A ratio is taken within its round. Absolute
-  figures belong to the machine of the table.
+  figures belong to the machine of the table, and to the load that each workload names: what else ran took its share, from all stores alike.
 - Blocks are unique, half incompressible and half text, under their real keys. Every process holds a live heap of 512 MiB, as a busy Kubo does.
 - *Class* is what an acknowledged Put means at a power cut: **each** is on stable storage; **ordered**: it is before any later pin; **at Sync**: when a
   Sync has returned; **none**: its Sync does nothing. Stores are compared within their class; in each column the fastest of each class is bold.
@@ -57,7 +54,6 @@ func (r Result) render() (page, details string, plots map[string]string) {
 	p.WriteString("# The stores side by side\n\n")
 	fmt.Fprintf(&p, intro, "All figures of each case: [peers-details.md](peers-details.md); every round: [peers.json](peers.json).")
 	p.WriteString("| | |\n|---|---|\n")
-	fmt.Fprintf(&p, "| command | `make bench-peers` (%s) |\n", strings.Join(withoutPaths(r.Command), " "))
 	for _, f := range r.Machine {
 		fmt.Fprintf(&p, "| %s | %s |\n", f.What, f.Value)
 	}
@@ -68,19 +64,15 @@ func (r Result) render() (page, details string, plots map[string]string) {
 	against(&p, r)
 	table := append(workload.Table(workload.Default), workload.Workload{ID: kubo.ID, Name: kubo.Name, What: kubo.What})
 	for _, w := range table {
-		var entries []run.Entry
-		for _, e := range r.Entries {
-			if e.Workload == w.ID {
-				entries = append(entries, e)
-			}
-		}
-		if len(entries) == 0 {
+		at := slices.IndexFunc(r.Measured, func(m Measured) bool { return m.Workload == w.ID })
+		if at < 0 {
 			continue
 		}
-		all := cases(entries)
+		m := r.Measured[at]
+		all := cases(m.Entries)
 		name := strings.ToLower(w.ID) + ".svg"
 		plots[name] = plot(w.ID+" "+w.Name, all)
-		fmt.Fprintf(&p, "\n## %s: %s\n\n%s\n\n![%s](%s)\n\n", w.ID, w.Name, w.What, w.ID, name)
+		fmt.Fprintf(&p, "\n## %s: %s\n\n%s\n\n*Run: %s.*\n\n![%s](%s)\n\n", w.ID, w.Name, w.What, m.Run, w.ID, name)
 		rates(&p, all)
 		for _, of := range all {
 			fmt.Fprintf(&d, "\n## %s: %s\n\n", w.ID, of[0].Case)
@@ -88,20 +80,6 @@ func (r Result) render() (page, details string, plots map[string]string) {
 		}
 	}
 	return p.String(), d.String(), plots
-}
-
-// withoutPaths leaves out the flags that name places of a machine.
-func withoutPaths(args []string) []string {
-	var kept []string
-	for i := 0; i < len(args); i++ {
-		switch strings.TrimLeft(args[i], "-") {
-		case "dir", "out", "ffi", "machine":
-			i++
-			continue
-		}
-		kept = append(kept, args[i])
-	}
-	return kept
 }
 
 // rates is the table of a workload: stores down and cases across, or, where these are many, the other way round.
@@ -170,7 +148,12 @@ func rates(p *strings.Builder, all [][]summary) {
 // against is Basalt beside the fastest of the others.
 func against(p *strings.Builder, r Result) {
 	var lines []string
-	for _, of := range cases(r.Entries) {
+	var entries []run.Entry
+	for _, m := range r.Measured {
+		entries = append(entries, m.Entries...)
+	}
+	slices.SortStableFunc(entries, func(a, b run.Entry) int { return order(a.Workload) - order(b.Workload) })
+	for _, of := range cases(entries) {
 		peer := func(s summary) bool { return !s.raw() && !s.basalt() }
 		durable := best(of, func(s summary) bool { return peer(s) && s.durable() })
 		any := best(of, peer)
@@ -200,6 +183,12 @@ func against(p *strings.Builder, r Result) {
 	p.WriteString("\n## Basalt against the fastest of the others\n\nHow many times as fast: above 1 Basalt is.\n\n" +
 		"| case | Basalt | class | | the fastest that flushes each | the fastest of any class | raw |\n|---|---|---|---|---|---|---|\n")
 	p.WriteString(strings.Join(lines, "\n") + "\n")
+}
+
+// order of workloads by their numbers.
+func order(id string) int {
+	n, _ := strconv.Atoi(strings.TrimPrefix(id, "W"))
+	return n
 }
 
 // column of the details.

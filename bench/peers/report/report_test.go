@@ -19,6 +19,10 @@ func entry(store string, class stores.Class, rates ...float64) run.Entry {
 	return e
 }
 
+func result(entries ...run.Entry) Result {
+	return Result{Measured: []Measured{{Workload: "W1", Run: "now", Entries: entries}}}
+}
+
 func TestTheMedianStandsWithItsSpread(t *testing.T) {
 	s := summarise(entry("a", stores.Each, 30, 10, 20))
 	if s.figures[run.Rate] != 20 || s.least != 10 || s.most != 30 {
@@ -43,7 +47,7 @@ func TestARatioIsTakenWithinItsRound(t *testing.T) {
 func TestACaseOfWhichARoundFailedIsNoNumber(t *testing.T) {
 	e := entry("flatfs sync", stores.Each, 123, 124, 125)
 	e.Rounds[1] = run.Row{Case: "put", Error: "no space left"}
-	r := Result{Entries: []run.Entry{e, entry("badger", stores.AtSync, 77)}}
+	r := result(e, entry("badger", stores.AtSync, 77))
 	page, details, plots := r.render()
 	for name, text := range map[string]string{"page": page, "plot": plots["w1.svg"]} {
 		if !strings.Contains(text, "failed") || strings.Contains(text, "124") || !strings.Contains(text, "77") {
@@ -58,7 +62,7 @@ func TestACaseOfWhichARoundFailedIsNoNumber(t *testing.T) {
 func TestAStoreThatClaimsMoreThanTheDiskSawSaysSo(t *testing.T) {
 	liar := entry("liar", stores.Each, 900)
 	liar.Rounds[0].Figures[run.Unflushed] = 1
-	r := Result{Entries: []run.Entry{liar, entry("flatfs sync", stores.Each, 100), entry("Basalt gRPC strict", stores.Each, 300)}}
+	r := result(liar, entry("flatfs sync", stores.Each, 100), entry("Basalt gRPC strict", stores.Each, 300))
 	page, details, _ := r.render()
 	if !strings.Contains(page, "not flushed") || !strings.Contains(details, "the disk saw no flush") {
 		t.Error(page, details)
@@ -69,9 +73,9 @@ func TestAStoreThatClaimsMoreThanTheDiskSawSaysSo(t *testing.T) {
 }
 
 func TestTheFastestOfAClassIsBold(t *testing.T) {
-	r := Result{Entries: []run.Entry{
+	r := result(
 		entry("raw direct, growing", stores.Each, 999), entry("x", stores.Each, 10), entry("y", stores.Each, 20), entry("z", stores.None, 15),
-	}}
+	)
 	page, _, _ := r.render()
 	for text, want := range map[string]bool{"**20.0**": true, "**15.0**": true, "**10.0**": false, "**999**": false} {
 		if strings.Contains(page, text) != want {
@@ -91,9 +95,33 @@ func TestAPlotIsXML(t *testing.T) {
 	}
 }
 
-func TestNoPathOfTheMachineIsInTheCommand(t *testing.T) {
-	got := strings.Join(withoutPaths([]string{"-dir", "/home/x", "-only", "W1", "--out", "/tmp/y", "-full"}), " ")
-	if got != "-only W1 -full" {
-		t.Errorf("%q", got)
+func TestAWorkloadThatIsMeasuredAgainReplacesItsOldFigures(t *testing.T) {
+	folder := t.TempDir()
+	here := []Fact{{"CPU", "2 x one"}}
+	for _, step := range []struct {
+		facts []Fact
+		m     Measured
+		want  string
+	}{
+		{here, Measured{"W1", "first", []run.Entry{entry("a", stores.Each, 1)}}, "W1"},
+		{here, Measured{"W4", "first", []run.Entry{entry("a", stores.Each, 1)}}, "W1 W4"},
+		{here, Measured{"W1", "second", []run.Entry{entry("a", stores.Each, 2)}}, "W4 W1"},
+		{[]Fact{{"CPU", "64 x another"}}, Measured{"W6", "elsewhere", nil}, "W6"}, // never beside the other machine's
+	} {
+		r, err := Load(folder, step.facts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Put(step.m)
+		if err := r.Save(folder); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, m := range r.Measured {
+			got = append(got, m.Workload)
+		}
+		if strings.Join(got, " ") != step.want {
+			t.Errorf("%v, wanted %s", got, step.want)
+		}
 	}
 }

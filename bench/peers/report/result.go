@@ -3,13 +3,15 @@ package report
 
 import (
 	"bufio"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,13 +19,60 @@ import (
 	"basalt.dev/go/bench/stores"
 )
 
-// Result is a run, as peers.json has it.
+// Result is what is known of one machine, as peers.json has it: the last measurement of each workload.
 type Result struct {
-	Command []string    `json:"command"`
-	Scale   string      `json:"scale"`
-	Rounds  int         `json:"rounds"`
-	Machine []Fact      `json:"machine"`
+	Machine  []Fact     `json:"machine"`
+	Measured []Measured `json:"measured"`
+}
+
+// Measured is a workload, measured.
+type Measured struct {
+	Workload string `json:"workload"`
+	// Run says when, at which commit and scale, in how many rounds and under which load.
+	Run     string      `json:"run"`
 	Entries []run.Entry `json:"entries"`
+}
+
+// file of a result.
+const file = "peers.json"
+
+// Load reads a folder's result. There is none where the file is missing, or where it is of another machine than the one that facts describe: figures of two
+// machines don't stand side by side.
+func Load(folder string, facts []Fact) (Result, error) {
+	fresh := Result{Machine: facts}
+	text, err := os.ReadFile(filepath.Join(folder, file))
+	if errors.Is(err, os.ErrNotExist) {
+		return fresh, nil
+	}
+	if err != nil {
+		return fresh, err
+	}
+	var r Result
+	if err := json.Unmarshal(text, &r); err != nil {
+		return fresh, fmt.Errorf("%s: %w", filepath.Join(folder, file), err)
+	}
+	if facts == nil || slices.Equal(r.Machine, facts) {
+		return r, nil
+	}
+	return fresh, nil
+}
+
+// Put has a workload's measurement take the place of an older one.
+func (r *Result) Put(m Measured) {
+	r.Measured = slices.DeleteFunc(r.Measured, func(old Measured) bool { return old.Workload == m.Workload })
+	r.Measured = append(r.Measured, m)
+}
+
+// Save writes the result and its page and plots.
+func (r *Result) Save(folder string) error {
+	text, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(folder, file), text, 0o644); err != nil {
+		return err
+	}
+	return Write(folder)
 }
 
 // Fact is a line about the machine.
@@ -32,20 +81,9 @@ type Fact struct {
 	Value string `json:"value"`
 }
 
-// Machine says what was measured on: facts that a file has (lines "what: value"; "" for none), and what this program knows itself.
-func Machine(file, folder string, chosen []stores.Store) ([]Fact, error) {
-	facts := []Fact{{"when", time.Now().UTC().Format("2006-01-02 15:04 UTC")}}
-	if file != "" {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return nil, err
-		}
-		for line := range strings.Lines(string(text)) {
-			if what, value, ok := strings.Cut(strings.TrimSpace(line), ": "); ok {
-				facts = append(facts, Fact{what, value})
-			}
-		}
-	}
+// Machine says what is measured on, and which modules are.
+func Machine(folder string, chosen []stores.Store) ([]Fact, error) {
+	var facts []Fact
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return nil, err
@@ -57,7 +95,7 @@ func Machine(file, folder string, chosen []stores.Store) ([]Fact, error) {
 		Fact{"file system", mount(folder)},
 		Fact{"Go", runtime.Version()},
 		Fact{"modules", strings.Join(versions(chosen), ", ")},
-		Fact{"load average at the beginning", Load()},
+		Fact{"virtualised", virtual()},
 	)
 	return facts, nil
 }
@@ -97,8 +135,16 @@ func mount(folder string) string {
 	return "?"
 }
 
-// Load is the load average.
-func Load() string {
+// virtual says whether a hypervisor is below.
+func virtual() string {
+	if strings.Contains(" "+proc("/proc/cpuinfo", "flags")+" ", " hypervisor ") {
+		return "yes"
+	}
+	return "no"
+}
+
+// LoadAverage of the last minute, five and fifteen.
+func LoadAverage() string {
 	text, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
 		return "?"

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -20,10 +21,9 @@ import (
 	"basalt.dev/go/bench/workload"
 )
 
-// Plan is what is to be run.
+// Plan is how workloads are run.
 type Plan struct {
-	Workloads []workload.Workload
-	Stores    []stores.Store
+	Stores []stores.Store
 	// Raw: the raw limits have their part.
 	Raw    bool
 	Rounds int
@@ -57,25 +57,31 @@ type contestant struct {
 	ffi   bool
 }
 
-// Run does the plan and gives each entry away when it is complete. Errors are of the machine; those of a store are in its rows.
-func (p Plan) Run(ctx context.Context, done func(Entry)) error {
+// Run does workloads, one after the other, and gives away the entries of each. Errors are of the machine; those of a store are in its rows.
+func (p Plan) Run(ctx context.Context, workloads []workload.Workload, done func(workload.Workload, []Entry) error) error {
 	kept := map[string]bool{}
 	defer func() {
 		for folder := range kept {
 			_ = os.RemoveAll(folder)
 		}
 	}()
-	for _, w := range p.Workloads {
+	for _, w := range workloads {
+		var all []Entry
 		for _, s := range w.Sessions {
-			if err := p.session(ctx, w, s, kept, done); err != nil {
+			entries, err := p.session(ctx, w, s, kept)
+			if err != nil {
 				return err
 			}
+			all = append(all, entries...)
+		}
+		if err := done(w, all); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (p Plan) session(ctx context.Context, w workload.Workload, s workload.Session, kept map[string]bool, done func(Entry)) error {
+func (p Plan) session(ctx context.Context, w workload.Workload, s workload.Session, kept map[string]bool) ([]Entry, error) {
 	var turn []contestant
 	if p.Raw {
 		for _, name := range s.Raw {
@@ -100,12 +106,12 @@ func (p Plan) session(ctx context.Context, w workload.Workload, s workload.Sessi
 	for round := range rounds {
 		for i, who := range turn {
 			if err := ctx.Err(); err != nil {
-				return err
+				return nil, err
 			}
 			began := time.Now()
 			rows, err := p.one(ctx, s, who, round, kept)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			said := ""
 			for j, row := range rows {
@@ -119,12 +125,7 @@ func (p Plan) session(ctx context.Context, w workload.Workload, s workload.Sessi
 			fmt.Fprintf(p.Log, "%s round %d %s (%.1f s)%s\n", s.ID, round+1, who.name, time.Since(began).Seconds(), said)
 		}
 	}
-	for _, of := range entries {
-		for _, e := range of {
-			done(e)
-		}
-	}
-	return nil
+	return slices.Concat(entries...), nil
 }
 
 // one runs a session with one store in processes of its own.

@@ -28,7 +28,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func plan(t *testing.T, words string, only string) Plan {
+// measured is what a plan gives for these workloads on these stores.
+func measured(t *testing.T, words, only string, change func(*Plan)) []Entry {
 	t.Helper()
 	program, err := os.Executable()
 	if err != nil {
@@ -49,20 +50,35 @@ func plan(t *testing.T, words string, only string) Plan {
 		}
 		t.Cleanup(func() { _ = os.RemoveAll(folder) })
 	}
-	return Plan{Workloads: workloads, Stores: chosen, Raw: true, Rounds: 1, Folder: folder, HeapMiB: 16, Program: program, Log: io.Discard, Limit: time.Minute}
+	p := Plan{Stores: chosen, Raw: true, Rounds: 1, Folder: folder, HeapMiB: 16, Program: program, Log: io.Discard, Limit: time.Minute}
+	if change != nil {
+		change(&p)
+	}
+	var all []Entry
+	if err := p.Run(t.Context(), workloads, func(_ workload.Workload, entries []Entry) error {
+		all = append(all, entries...)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	left, err := filepath.Glob(filepath.Join(p.Folder, "*", "*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v %v", left, err)
+	}
+	if len(all) == 0 {
+		t.Error("nothing was measured")
+	}
+	return all
 }
 
 func TestEveryStoreDoesEveryWorkload(t *testing.T) {
 	words := "flatfs,pebble,leveldb,badger,badger4"
 	if os.Getenv("BASALT_BIN") != "" {
-		words += ",Basalt gRPC"
+		words += ",Basalt lane,Basalt gRPC"
 	}
 	for _, only := range []string{"W0", "W4", "W5", "W6", "W7,W8,W9", "W10", "W12"} {
 		t.Run(only, func(t *testing.T) {
-			entries := 0
-			p := plan(t, words, only)
-			if err := p.Run(t.Context(), func(e Entry) {
-				entries++
+			for _, e := range measured(t, words, only, nil) {
 				if len(e.Rounds) == 0 {
 					t.Errorf("%s, %s: no round", e.Case, e.Store)
 				}
@@ -73,15 +89,6 @@ func TestEveryStoreDoesEveryWorkload(t *testing.T) {
 						t.Errorf("%s, %s: %v", e.Case, e.Store, row.Figures)
 					}
 				}
-			}); err != nil {
-				t.Fatal(err)
-			}
-			if entries == 0 {
-				t.Error("nothing was measured")
-			}
-			left, err := filepath.Glob(filepath.Join(p.Folder, "*", "*"))
-			if err != nil || len(left) > 0 {
-				t.Errorf("left behind: %v %v", left, err)
 			}
 		})
 	}
@@ -90,10 +97,10 @@ func TestEveryStoreDoesEveryWorkload(t *testing.T) {
 func TestAKilledStoreIsOpenedAgain(t *testing.T) {
 	words := "flatfs sync,badger SyncWrites"
 	if os.Getenv("BASALT_BIN") != "" {
-		words += ",Basalt gRPC strict"
+		words += ",Basalt lane strict"
 	}
 	killed := 0
-	if err := plan(t, words, "W11").Run(t.Context(), func(e Entry) {
+	for _, e := range measured(t, words, "W11", nil) {
 		for _, row := range e.Rounds {
 			if row.Error != "" {
 				t.Errorf("%s, %s: %s", e.Case, e.Store, row.Error)
@@ -105,8 +112,6 @@ func TestAKilledStoreIsOpenedAgain(t *testing.T) {
 				}
 			}
 		}
-	}); err != nil {
-		t.Fatal(err)
 	}
 	if killed == 0 {
 		t.Error("nobody was killed")
@@ -114,13 +119,9 @@ func TestAKilledStoreIsOpenedAgain(t *testing.T) {
 }
 
 func TestAProgramThatDiesIsAFailureOfItsStoreAlone(t *testing.T) {
-	p := plan(t, "flatfs sync", "W9")
-	p.Stores[0].Name = "no such store"
-	if err := p.Run(t.Context(), func(e Entry) {
+	for _, e := range measured(t, "flatfs sync", "W9", func(p *Plan) { p.Stores[0].Name = "no such store" }) {
 		if len(e.Rounds) != 1 || e.Rounds[0].Figures != nil || !strings.Contains(e.Rounds[0].Error, "no such store") {
 			t.Errorf("%+v", e)
 		}
-	}); err != nil {
-		t.Fatal(err)
 	}
 }

@@ -40,7 +40,7 @@ const (
 // The scales: Default ends within half an hour on two cores, Full is what the workloads were meant for, Tiny is for tests.
 var (
 	Default = Scale{
-		Name: "default", Bytes: 256 * mib, Seconds: 1.5, Small: 100_000, Keys: 100_000, ReadBytes: 256 * mib, Calls: 200_000, SpaceSeconds: 15,
+		Name: "default", Bytes: 128 * mib, Seconds: 1, Small: 50_000, Keys: 100_000, ReadBytes: 256 * mib, Calls: 100_000, SpaceSeconds: 15,
 		Primes: []int{256, 1024}, Sizes: []int{kib, 16 * kib}, Batches: []int{8, 512},
 		KuboBytes: 256 * mib, KuboFiles: 2000, KuboRounds: 2,
 	}
@@ -72,7 +72,7 @@ func Table(s Scale) []Workload {
 		{"W0", "raw limits", "One file, pieces of so many bytes, an fdatasync after each: what no store on this disk can beat.", rawLimits(s)},
 		{"W1", "put", "Unique blocks, one Put each, a Sync at the end. Raw: the same bytes to one file, an fdatasync whenever as much is written " +
 			"as the writers can have under way at once, at most 8 MiB.", puts(s)},
-		{"W2", "add-shape", "`ipfs add` of a large file on 16 cores: 16 streams of batches of 3 blocks, or of single Puts of 1 MiB; a Sync at the end.", addShape(s)},
+		{"W2", "add-shape", "`ipfs add` of a large file on 16 cores: 16 streams of batches of 3 blocks; a Sync at the end. (Chunks of 1 MiB go one by one: W1.)", addShape(s)},
 		{"W3", "import-shape", "`ipfs dag import`: 16 streams of batches of 9 blocks.", importShape(s)},
 		{"W4", "small blocks", "500 to 4,000 bytes.", small(s)},
 		{"W5", "duplicates", "9 of 10 blocks are there already.", duplicates(s)},
@@ -132,14 +132,9 @@ func put(s Scale, size, writers, syncEvery int) Case {
 }
 
 func addShape(s Scale) []Session {
-	single := put(s, mib, 16, 0)
-	single.Name = "16 streams of 1 MiB Puts"
-	return []Session{
-		{ID: "W2-batches", Cases: []Case{{
-			Name: "16 streams of 3 x 256 KiB", Op: Batch, Unit: "MB/s", Min: 256 * kib, Threads: 16, PutsPerBatch: 3, Bytes: s.Bytes, Seconds: s.Seconds,
-		}}},
-		{ID: "W2-puts", Cases: []Case{single}},
-	}
+	return []Session{{ID: "W2", Cases: []Case{{
+		Name: "16 streams of 3 x 256 KiB", Op: Batch, Unit: "MB/s", Min: 256 * kib, Threads: 16, PutsPerBatch: 3, Bytes: s.Bytes, Seconds: s.Seconds,
+	}}}}
 }
 
 func importShape(s Scale) []Session {
@@ -199,14 +194,13 @@ func asks(s Scale) []Session {
 		}
 		cases = append(cases, c)
 	}
-	for _, op := range []Op{Has, GetSize} {
-		for _, threads := range []int{1, 128} {
-			add(op, "hit", threads, 1, false)
-			add(op, "miss", threads, 0, false)
-		}
+	for _, threads := range []int{1, 128} {
+		add(Has, "hit", threads, 1, false)
+		add(Has, "miss", threads, 0, false)
 	}
+	add(GetSize, "hit", 128, 1, false)
+	add(GetSize, "miss", 128, 0, false)
 	add(Has, "5 % hit", 128, 0.05, false)
-	add(Has, "half hit", 128, 0.5, false)
 	add(Has, "5 % hit", 128, 0.05, true)
 	add(GetSize, "half hit", 128, 0.5, true)
 	return []Session{{ID: "W7", Fill: keys(s), Keep: "keys", Reads: true, Cases: cases}}
@@ -232,8 +226,11 @@ func collect(s Scale) []Session {
 	for _, threads := range []int{1, 128} {
 		beside := Case{Name: "get beside", Op: Get, Unit: "op/s", Threads: 4}
 		c := Case{
-			Name: "delete 30 %, " + many(threads, "caller"), Op: Delete, Unit: "op/s", Threads: threads, Share: 0.3, SpaceSeconds: s.SpaceSeconds, Beside: &beside,
+			Name: "delete 30 %, " + many(threads, "caller"), Op: Delete, Unit: "op/s", Threads: threads, Share: 0.3, Beside: &beside,
 			Seconds: 4 * s.Seconds,
+		}
+		if threads > 1 {
+			c.SpaceSeconds = s.SpaceSeconds
 		}
 		// 16 KiB, so that there is space to be had back.
 		all = append(all, Session{ID: id("W10", threads), Fill: Fill{Blocks: s.Keys / 5, Min: 4 * kib, Max: 28 * kib}, Reads: true, Rounds: 1, Cases: []Case{c}})
