@@ -110,6 +110,38 @@ fn a_batch_is_applied_as_a_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_delete_that_is_asked_for_again_spares_what_was_put_since() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let served = runtime.block_on(async { Served::start("") });
+    let socket = served.node.sockets().unwrap().data;
+    let open_as = |client: u8| {
+        let mut lane = Lane::connect(&socket);
+        lane.stream.write_all(&PREFACE).unwrap();
+        lane.hello(v1::HandshakeRequest { client_id: vec![client; 16].into(), ..Default::default() });
+        assert_eq!(lane.receive().unwrap().outcome, 0);
+        lane
+    };
+    let delete = |lane: &mut Lane, number| {
+        lane.send(Asked::Delete, 0, number, "/a", b"");
+        assert_eq!(lane.receive().map(|answer| (answer.number, answer.outcome)), Some((number, 0)));
+    };
+    let mut lane = open_as(1);
+    lane.ask(Asked::Put, "/a", b"old").unwrap();
+    delete(&mut lane, 1000);
+    drop(lane);
+    let mut lane = open_as(1);
+    lane.ask(Asked::Put, "/a", b"new").unwrap();
+    delete(&mut lane, 1000);
+    assert_eq!(lane.ask(Asked::Get, "/a", b""), Ok(b"new".to_vec()));
+    // Another number, or another client, means another Delete.
+    delete(&mut lane, 1001);
+    assert_eq!(lane.ask(Asked::Has, "/a", b""), Ok(vec![0]));
+    lane.ask(Asked::Put, "/a", b"newer").unwrap();
+    delete(&mut open_as(2), 1000);
+    assert_eq!(lane.ask(Asked::Has, "/a", b""), Ok(vec![0]));
+}
+
+#[test]
 fn many_requests_are_under_way_on_one_lane() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let served = runtime.block_on(async { Served::start("") });

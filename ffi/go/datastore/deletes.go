@@ -3,7 +3,8 @@ package datastore
 // Why a Delete is not simply sent again. When the connection breaks, nobody knows whether the node did it. Putting and reading may
 // be repeated; deleting again would also remove what somebody put in between, after having been told that it is kept. So each
 // Delete on its way is noted, a Put of the same key marks it, and a marked Delete that lost its connection ends in
-// `outcome unknown` instead of being tried again. (Other processes are not seen: one Kubo owns a repo.)
+// `outcome unknown` instead of being tried again. By the fast lane it has a number, by which the node knows whether it has done it,
+// as long as it is not opened anew. (Other processes are not seen: one Kubo owns a repo.)
 
 import "sync"
 

@@ -29,14 +29,15 @@ type fake struct {
 	id     string
 	limit  uint64
 
-	mu         sync.Mutex
-	data       map[string][]byte
-	calls      map[string]int
-	handshakes int
-	server     *grpc.Server
-	features   []string
-	lane       func(asked) // serves fast lanes
-	lanes      []net.Conn
+	mu          sync.Mutex
+	data        map[string][]byte
+	calls       map[string]int
+	handshakes  int
+	server      *grpc.Server
+	features    []string
+	incarnation []byte
+	lane        func(asked) // serves fast lanes
+	lanes       []net.Conn
 	// What to do wrong; each is asked with the lock held.
 	onDelete func() (breakAfter bool)
 	onQuery  func(req *basaltv1.QueryRequest) (chunks int) // break after that many chunks; -1: don't
@@ -130,7 +131,7 @@ func (f *fake) Handshake(context.Context, *basaltv1.HandshakeRequest) (*basaltv1
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.handshakes++
-	return &basaltv1.HandshakeResponse{Protocol: 1, NodeId: f.id, ValueBytesMax: f.limit, Durability: "strict", Features: f.features}, nil
+	return &basaltv1.HandshakeResponse{Protocol: 1, NodeId: f.id, ValueBytesMax: f.limit, Durability: "strict", Features: f.features, Incarnation: f.incarnation}, nil
 }
 
 func (f *fake) Get(ctx context.Context, r *basaltv1.GetRequest) (*basaltv1.GetResponse, error) {

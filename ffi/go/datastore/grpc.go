@@ -3,6 +3,7 @@ package datastore
 // The node's calls, each on whichever connection there is: by its fast lane where it has one and the lane knows the call, else by gRPC.
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -122,14 +123,15 @@ func (s *session) fits(op, key string, value []byte) error {
 func (n *Node) Delete(ctx context.Context, key string) error {
 	t := n.deletes.begin(key)
 	defer n.deletes.end(t, key)
-	tried := false
+	number := laneNumber.Add(1)
+	var tried *session
 	return n.try(ctx, "delete", key, func(ctx context.Context, s *session) fault {
-		if tried && n.deletes.overtaken(t) {
+		if tried != nil && !s.remembers(tried) && n.deletes.overtaken(t) {
 			return fault{err: outcomeUnknown("delete", key)}
 		}
-		tried = true
+		tried = s
 		if s.writes != nil {
-			_, ft := s.writes.ask(ctx, "delete", laneDelete, key, 0, nil)
+			_, ft := s.writes.askAs(ctx, number, "delete", laneDelete, key, 0, nil)
 			return ft
 		}
 		return unary(ctx, "delete", key, s, func(ctx context.Context, o ...grpc.CallOption) error {
@@ -137,6 +139,12 @@ func (n *Node) Delete(ctx context.Context, key string) error {
 			return err
 		})
 	})
+}
+
+// remembers says whether the node at the other end knows what became of a Delete that was sent on an earlier session: it has not been opened anew
+// since, and both sent it by their lane, with its number.
+func (s *session) remembers(earlier *session) bool {
+	return s.writes != nil && earlier.writes != nil && len(s.hello.Incarnation) > 0 && bytes.Equal(s.hello.Incarnation, earlier.hello.Incarnation)
 }
 
 func outcomeUnknown(op, key string) error {

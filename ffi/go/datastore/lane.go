@@ -24,15 +24,16 @@ import (
 const laneFeature = "lane.1"
 
 const (
-	lanePreface   = "BSLTLN\x00\x01"
-	laneHead      = 16
-	laneBuffer    = 64 << 10
-	flagTTL       = 1
-	flagCommit    = 1
-	flagGiveUp    = 2
-	operationHead = 8
-	operationPut  = 1
-	operationDel  = 2
+	lanePreface    = "BSLTLN\x00\x01"
+	laneHead       = 16
+	laneBuffer     = 64 << 10
+	laneSendBuffer = 1 << 20
+	flagTTL        = 1
+	flagCommit     = 1
+	flagGiveUp     = 2
+	operationHead  = 8
+	operationPut   = 1
+	operationDel   = 2
 )
 
 // What a frame asks.
@@ -87,8 +88,10 @@ func openLane(conn net.Conn, hello *basaltv1.HandshakeRequest, ended func()) (*l
 		conn.Close()
 		return nil, err
 	}
-	deadline := time.Now().Add(handshakeMax)
-	_ = conn.SetDeadline(deadline)
+	if c, ok := conn.(*net.UnixConn); ok {
+		_ = c.SetWriteBuffer(laneSendBuffer) // a block goes into the socket at once, where the kernel allows as much
+	}
+	_ = conn.SetDeadline(time.Now().Add(handshakeMax))
 	number := laneNumber.Add(1)
 	frame := append([]byte(lanePreface), make([]byte, laneHead)...)
 	putHead(frame[len(lanePreface):], len(said), laneHello, 0, 0, number)
@@ -191,17 +194,16 @@ func (l *lane) broken() bool {
 }
 
 // begin registers a request.
-func (l *lane) begin() (uint64, *waiter, error) {
+func (l *lane) begin(number uint64) (*waiter, error) {
 	w := waiters.Get().(*waiter)
 	w.what, w.payload, w.err = 0, nil, nil
-	number := laneNumber.Add(1)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
-		return 0, nil, l.err
+		return nil, l.err
 	}
 	l.waiting[number] = w
-	return number, w, nil
+	return w, nil
 }
 
 // send writes frames while no other caller does; write gets scratch memory for their heads.
@@ -258,10 +260,15 @@ func (l *lane) forget(number uint64) bool {
 
 // ask sends one frame and returns what its answer holds. ttl is for a Put alone; payload is not kept.
 func (l *lane) ask(ctx context.Context, op string, what byte, key string, ttlMs int64, payload []byte) ([]byte, fault) {
+	return l.askAs(ctx, laneNumber.Add(1), op, what, key, ttlMs, payload)
+}
+
+// askAs is ask for a request that may have been sent before, by another lane, with this number.
+func (l *lane) askAs(ctx context.Context, number uint64, op string, what byte, key string, ttlMs int64, payload []byte) ([]byte, fault) {
 	if len(key) > math.MaxUint16 {
 		return nil, fault{err: &Error{InvalidKey, op, "", fmt.Sprintf("a key of %d bytes: at most %d", len(key), math.MaxUint16)}}
 	}
-	number, w, err := l.begin()
+	w, err := l.begin(number)
 	if err != nil {
 		return nil, fault{err: err, lost: true}
 	}
@@ -367,7 +374,8 @@ func (l *lane) sizes(ctx context.Context, keys []string) ([]int64, fault) {
 
 // batch sends a batch in frames of about chunkMax.
 func (l *lane) batch(ctx context.Context, ops []*basaltv1.BatchOperation) fault {
-	number, w, err := l.begin()
+	number := laneNumber.Add(1)
+	w, err := l.begin(number)
 	if err != nil {
 		return fault{err: err, lost: true}
 	}

@@ -224,6 +224,41 @@ func TestADeleteOnTheLaneIsNotSentAgainOverALaterPut(t *testing.T) {
 	}
 }
 
+// The node remembers what it has done (here: the double does), so the same Delete may be asked for again.
+func TestADeleteGoesOnByItsNumberWhereTheNodeIsTheSame(t *testing.T) {
+	f := newFake(t)
+	f.incarnation = []byte("0123456789abcdef")
+	var d *datastore.Datastore
+	var mu sync.Mutex
+	var numbers []uint64
+	k := ds.NewKey("/a")
+	f.laned(func(a asked) {
+		if a.what == 6 {
+			a.answer(0, nil)
+			return
+		}
+		mu.Lock()
+		numbers = append(numbers, a.number)
+		first := len(numbers) == 1
+		mu.Unlock()
+		if !first {
+			a.answer(0, nil)
+			return
+		}
+		go func() {
+			if err := d.Put(context.Background(), k, []byte("new")); err != nil {
+				t.Error(err)
+			}
+			a.conn.Close()
+		}()
+	})
+	d = f.open()
+	must(t, d.Delete(t.Context(), k))
+	if len(numbers) != 2 || numbers[0] != numbers[1] {
+		t.Fatalf("asked for with the numbers %v, want one, twice", numbers)
+	}
+}
+
 func TestABatchGoesInPartsAndIsCommittedOnce(t *testing.T) {
 	f := newFake(t)
 	var mu sync.Mutex

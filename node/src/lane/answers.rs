@@ -23,6 +23,9 @@ use crate::clients::Held;
 /// Longest message of an error, in bytes.
 const MESSAGE_BYTES_MAX: usize = 4096;
 
+/// Largest value whose memory is kept.
+const SPARE_BYTES_MAX: usize = 1 << 20;
+
 /// Requests of one lane that may be under way.
 const UNDER_WAY_MAX: usize = 1024;
 
@@ -79,6 +82,8 @@ struct State {
     under_way: usize,
     /// Nothing more will come of this lane.
     is_closed: bool,
+    /// The memory of the last value that was sent, for the next: fresh memory of a block's size comes from the kernel page by page.
+    spare: Vec<u8>,
 }
 
 impl Answers {
@@ -92,6 +97,11 @@ impl Answers {
         let mut state = self.changed.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);
         state.under_way += 1;
         !state.is_closed
+    }
+
+    /// Memory for a value that is to be sent. What it holds is to be overwritten.
+    pub(super) fn spare(&self) -> Vec<u8> {
+        std::mem::take(&mut self.lock().spare)
     }
 
     /// A request that had begun has no answer.
@@ -112,13 +122,16 @@ impl Answers {
         }
     }
 
-    /// Has the clerk do something.
+    /// Has the clerk do something; drops it where the lane is over.
     pub(super) fn give(&self, errand: Errand) {
         let mut state = self.lock();
-        if !state.is_closed {
-            state.errands.push_back(errand);
-            self.changed.notify_all();
+        if state.is_closed {
+            drop(state);
+            drop(errand);
+            return;
         }
+        state.errands.push_back(errand);
+        self.changed.notify_all();
     }
 
     /// Sends what is queued, as the one who sends. Without waiting it ends where the socket is full, and the clerk goes on.
@@ -129,6 +142,11 @@ impl Answers {
             state = self.lock();
             match sent {
                 Ok(true) => {
+                    if answer.payload.capacity() <= SPARE_BYTES_MAX
+                        && answer.payload.capacity() > state.spare.capacity()
+                    {
+                        state.spare = answer.payload;
+                    }
                     state.under_way -= 1;
                     // The reader waits for less, or for the end.
                     if state.under_way == 0 || state.under_way == UNDER_WAY_MAX - 1 {
@@ -143,7 +161,8 @@ impl Answers {
                     if err.kind() == io::ErrorKind::WouldBlock {
                         tracing::warn!("cut off a lane whose client takes nothing of what is sent to it");
                     }
-                    Answers::end(&mut state);
+                    state.is_closed = true;
+                    state.queue.clear();
                     let _ = self.stream.shutdown(Shutdown::Both);
                     break;
                 }
@@ -202,14 +221,14 @@ impl Answers {
 
     /// Nothing more is sent, and nobody waits.
     pub(super) fn close(&self) {
-        Answers::end(&mut self.lock());
-        self.changed.notify_all();
-    }
-
-    fn end(state: &mut State) {
+        let mut state = self.lock();
         state.is_closed = true;
         state.queue.clear();
-        state.errands.clear();
+        let errands = std::mem::take(&mut state.errands);
+        drop(state);
+        self.changed.notify_all();
+        // They have something to say as they go, which asks for the lock.
+        drop(errands);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -13,6 +13,7 @@ use prost::Message;
 
 use super::{
     answers::{Answer, Answers},
+    deletes::{self, ClientId, Deletes, Listener},
     frame::{
         Asked, FLAG_COMMIT, FLAG_GIVE_UP, FLAG_TTL, HEAD_BYTES, Head, OPERATION_DELETE, OPERATION_HEAD_BYTES,
         OPERATION_PUT, PREFACE,
@@ -44,6 +45,9 @@ pub(super) struct Connection {
     stream: BufReader<UnixStream>,
     peer: clients::Connection,
     answers: Arc<Answers>,
+    deletes: Arc<Deletes>,
+    /// Who the client says it is, so that its Deletes are remembered.
+    client: Option<ClientId>,
     batches: HashMap<u64, Batch>,
     message_bytes_max: usize,
 }
@@ -58,9 +62,9 @@ struct Batch {
 struct Write {
     node: Arc<Node>,
     answers: Arc<Answers>,
-    number: u64,
-    begun: Begun,
     change: Change,
+    /// Hears of the outcome; taken when it has.
+    tell: Option<Listener>,
     _held: Option<Held>,
 }
 
@@ -88,11 +92,25 @@ fn broken<T>(what: impl Into<String>) -> std::result::Result<T, End> {
 }
 
 impl Connection {
-    pub(super) fn new(node: Arc<Node>, stream: UnixStream, peer: clients::Connection) -> io::Result<Connection> {
+    pub(super) fn new(
+        node: Arc<Node>,
+        deletes: Arc<Deletes>,
+        stream: UnixStream,
+        peer: clients::Connection,
+    ) -> io::Result<Connection> {
         let answers = Answers::new(stream.try_clone()?);
         let message_bytes_max = message_bytes_max(node.config());
         let stream = BufReader::with_capacity(READ_BYTES, stream);
-        Ok(Connection { node, stream, peer, answers, batches: HashMap::new(), message_bytes_max })
+        Ok(Connection {
+            node,
+            stream,
+            peer,
+            answers,
+            deletes,
+            client: None,
+            batches: HashMap::new(),
+            message_bytes_max,
+        })
     }
 
     pub(super) fn answers(&self) -> Arc<Answers> {
@@ -152,6 +170,7 @@ impl Connection {
         let answer = self.node.shake_hands(&said);
         let is_welcome = answer.is_ok();
         if is_welcome {
+            self.client = deletes::client_id(&said.client_id);
             self.peer.introduce(Introduction::of(said));
         }
         self.answers.begin();
@@ -195,7 +214,7 @@ impl Connection {
         }
         match asked {
             Asked::Get => {
-                let mut value = Vec::new();
+                let mut value = self.answers.spare();
                 let outcome = key.and_then(|key| self.node.datastore().get(&key, &mut value)).map(|()| value);
                 let held = outcome.as_ref().ok().and_then(|value| self.hold(value.len()));
                 self.answer(number, begun, outcome, held);
@@ -221,9 +240,10 @@ impl Connection {
                     false => None,
                 };
                 let value = self.payload(rest - if head.flags & FLAG_TTL != 0 { 8 } else { 0 })?;
-                self.write(number, begun, key.map(|key| Change::Put { key, value, ttl_ms }), held);
+                let change = key.map(|key| Change::Put { key, value, ttl_ms });
+                self.write(change, self.teller(number, begun), held);
             }
-            Asked::Delete => self.write(number, begun, key.map(|key| Change::Delete { key }), None),
+            Asked::Delete => self.delete(number, key, self.teller(number, begun)),
             Asked::Hello | Asked::Batch => return broken("it says Hello again"),
         }
         Ok(())
@@ -314,13 +334,36 @@ impl Connection {
         Ok(())
     }
 
-    fn write(&self, number: u64, begun: Begun, change: Result<Change>, held: Option<Held>) {
+    /// What answers a write, from whichever thread.
+    fn teller(&self, number: u64, begun: Begun) -> Listener {
+        let (node, answers) = (self.node.clone(), self.answers.clone());
+        Box::new(move |outcome| {
+            node.calls().end(begun, outcome.as_ref().copied().map_err(|err| Some(err.kind())));
+            answers.send(Answer::new(number, outcome.map(|()| Vec::new()), None), false);
+        })
+    }
+
+    fn write(&self, change: Result<Change>, tell: Listener, held: Option<Held>) {
         match change {
-            Err(err) => self.answer(number, begun, Err(err), None),
+            Err(err) => tell(Err(err)),
             Ok(change) => {
                 let (node, answers) = (self.node.clone(), self.answers.clone());
-                Write { node, answers, number, begun, change, _held: held }.submit(TRIES);
+                Write { node, answers, change, tell: Some(tell), _held: held }.submit(TRIES);
             }
+        }
+    }
+
+    /// A Delete of a client that has a name is done once, however often it comes.
+    fn delete(&self, number: u64, key: Result<Key>, tell: Listener) {
+        let change = key.map(|key| Change::Delete { key });
+        let Some(client) = self.client else { return self.write(change, tell, None) };
+        if let Some(tell) = self.deletes.begin(client, number, tell) {
+            let deletes = self.deletes.clone();
+            let tell = move |outcome: Result<()>| {
+                deletes.end(client, number, &outcome);
+                tell(outcome);
+            };
+            self.write(change, Box::new(tell), None);
         }
     }
 
@@ -360,7 +403,7 @@ fn parse(key: &[u8]) -> Result<Key> {
 }
 
 impl Write {
-    fn submit(self, tries: usize) {
+    fn submit(mut self, tries: usize) {
         let datastore = self.node.datastore();
         let ticket: Result<Ticket> = match &self.change {
             Change::Put { key, value, ttl_ms } => datastore.submit_put(key, value, *ttl_ms),
@@ -379,9 +422,20 @@ impl Write {
         }
     }
 
-    fn end(self, outcome: Result<()>) {
-        self.node.calls().end(self.begun, outcome.as_ref().copied().map_err(|err| Some(err.kind())));
-        self.answers.send(Answer::new(self.number, outcome.map(|()| Vec::new()), None), false);
+    fn end(&mut self, outcome: Result<()>) {
+        if let Some(tell) = self.tell.take() {
+            tell(outcome);
+        }
+    }
+}
+
+impl Drop for Write {
+    fn drop(&mut self) {
+        // Its lane ended before it was submitted again.
+        self.end(Err(Error::new(
+            ErrorKind::Unavailable,
+            "the lane ended before the write was tried again; nothing of it was written",
+        )));
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod answers;
 mod connection;
+mod deletes;
 pub mod frame;
 
 use std::{
@@ -17,18 +18,24 @@ use std::{
     thread,
 };
 
+use nix::sys::socket::{setsockopt, sockopt::SndBuf};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{clients::Presence, node::Node};
 use connection::Connection;
+use deletes::Deletes;
 
 /// What a node that has lanes says of it in its handshake.
 pub const FEATURE: &str = "lane.1";
+
+/// A block of Kubo's usual size goes into the socket at once.
+const SEND_BUFFER_BYTES: usize = 1 << 20;
 
 /// The lanes of a node that is served.
 #[derive(Debug)]
 pub(crate) struct Lanes {
     node: Arc<Node>,
+    deletes: Arc<Deletes>,
     open: AtomicUsize,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -36,7 +43,7 @@ pub(crate) struct Lanes {
 
 impl Lanes {
     pub(crate) fn new(node: Arc<Node>, stop: CancellationToken) -> Arc<Lanes> {
-        Arc::new(Lanes { node, open: AtomicUsize::new(0), stop, tasks: TaskTracker::new() })
+        Arc::new(Lanes { node, deletes: Arc::default(), open: AtomicUsize::new(0), stop, tasks: TaskTracker::new() })
     }
 
     /// Serves a connection from behind its preface, on threads of its own.
@@ -49,10 +56,12 @@ impl Lanes {
     fn try_serve(self: &Arc<Lanes>, stream: UnixStream, presence: Presence) -> io::Result<()> {
         let place = Place::take(self)?;
         stream.set_nonblocking(false)?;
+        // The kernel cuts it to what it allows.
+        setsockopt(&stream, SndBuf, &SEND_BUFFER_BYTES)?;
         stream.set_write_timeout(Some(self.node.config().sockets.stall_deadline))?;
         let handle = stream.try_clone()?;
         let peer = presence.connection();
-        let connection = Connection::new(self.node.clone(), stream, peer.clone())?;
+        let connection = Connection::new(self.node.clone(), self.deletes.clone(), stream, peer.clone())?;
         let answers = connection.answers();
         let clerk = answers.clone();
         thread::Builder::new().name("basalt-lane-out".to_owned()).spawn(move || clerk.clerk())?;
