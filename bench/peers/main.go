@@ -37,6 +37,9 @@ var (
 	heap      = flag.Int("heap", 512, "MiB of live heap of each process")
 	forgetAll = flag.Bool("drop-caches", true, "cold: where we are root, drop all caches of the machine; else only the stores' files")
 	ffi       = flag.String("ffi", "", "this program with the node linked in, for Basalt's FFI lane")
+	device    = flag.String("device", "", "block device whose counters are taken, such as vda, where the file system names none (ZFS)")
+	mib       = flag.Int64("mib", 0, "MiB that a case stores at most, instead of the scale's")
+	seconds   = flag.Float64("seconds", -1, "seconds that a case takes at most, instead of the scale's; 0: no limit")
 	note      = flag.String("note", "", "what the report shall say of this run, such as the commit")
 	page      = flag.String("report", "", "only write the page and the plots of this folder's peers.json")
 	list      = flag.Bool("list", false, "list stores and workloads")
@@ -78,6 +81,9 @@ func start() error {
 		}
 		for _, w := range workload.Table(workload.Default) {
 			fmt.Printf("%-4s %s: %s\n", w.ID, w.Name, w.What)
+			for _, s := range w.Sessions {
+				fmt.Printf("     %s\n", s.ID)
+			}
 		}
 		fmt.Printf("%-4s %s: %s\n", kubo.ID, kubo.Name, kubo.What)
 		return nil
@@ -89,6 +95,12 @@ func start() error {
 		scale = workload.Full
 	} else if *tiny {
 		scale = workload.Tiny
+	}
+	if *mib > 0 {
+		scale.Bytes, scale.Name = *mib<<20, fmt.Sprintf("%s (-mib %d)", scale.Name, *mib)
+	}
+	if *seconds >= 0 {
+		scale.Seconds, scale.Name = *seconds, fmt.Sprintf("%s (-seconds %g)", scale.Name, *seconds)
 	}
 	endToEnd := *only == ""
 	var others []string
@@ -135,7 +147,8 @@ func start() error {
 	}
 	defer os.RemoveAll(site)
 	plan := run.Plan{
-		Stores: chosen, Raw: *raw, Rounds: max(1, *rounds), Folder: site, HeapMiB: *heap, ForgetAll: *forgetAll, Program: program, FFI: *ffi, Log: os.Stderr,
+		Stores: chosen, Raw: *raw, Rounds: max(1, *rounds), Folder: site, HeapMiB: *heap, ForgetAll: *forgetAll, Program: program, FFI: *ffi, Device: *device,
+		Log: os.Stderr,
 	}
 	if !*full {
 		plan.Limit = 5 * time.Minute

@@ -30,7 +30,14 @@ func DeviceOf(folder string) (Device, error) {
 	if err := unix.Stat(folder, &st); err != nil {
 		return Device{}, err
 	}
-	dir, err := filepath.EvalSymlinks(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	return deviceAt(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
+}
+
+// DeviceNamed reads those of a device such as "vda": of a pool's, where the file system names none.
+func DeviceNamed(name string) (Device, error) { return deviceAt("/sys/class/block/" + name) }
+
+func deviceAt(path string) (Device, error) {
+	dir, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return Device{}, ErrNoDevice
 	}

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 
+	"basalt.dev/go/bench/measure"
 	"basalt.dev/go/bench/stores"
 )
 
@@ -28,15 +29,19 @@ func Child(ctx context.Context, specFile, rowsFile string) error {
 	// A live heap as large as a busy Kubo's: with an empty one Go's collector runs every few reads, and all stores look alike. Never
 	// touched, so it is no memory.
 	ballast := make([]byte, spec.HeapMiB<<20)
+	meter := Kernel
+	if spec.Device != "" {
+		meter.Device = func(string) (measure.Device, error) { return measure.DeviceNamed(spec.Device) }
+	}
 	var rows []Row
 	if strings.HasPrefix(spec.Store, "raw ") {
-		rows = Raw(ctx, spec, Kernel)
+		rows = Raw(ctx, spec, meter)
 	} else {
 		store, err := stores.ByName(spec.Store)
 		if err != nil {
 			return err
 		}
-		rows = Session(ctx, spec, store, Kernel)
+		rows = Session(ctx, spec, store, meter)
 	}
 	runtime.KeepAlive(ballast)
 	text, err = json.Marshal(rows)

@@ -31,6 +31,8 @@ type Plan struct {
 	Folder    string
 	HeapMiB   int
 	ForgetAll bool
+	// Device whose counters are taken; "": that of the folder's file system.
+	Device string
 	// Program that is started for a store, and the same one with the node linked in ("": there is none).
 	Program, FFI string
 	// Limit of one process; 0: none.
@@ -141,7 +143,7 @@ func (p Plan) one(ctx context.Context, s workload.Session, who contestant, round
 			return nil, err
 		}
 	}
-	spec := Spec{Session: s, Store: who.name, Folder: folder, Filled: filled, Round: round, HeapMiB: p.HeapMiB, ForgetAll: p.ForgetAll}
+	spec := Spec{Session: s, Store: who.name, Folder: folder, Filled: filled, Round: round, HeapMiB: p.HeapMiB, ForgetAll: p.ForgetAll, Device: p.Device}
 	rows, err := p.child(ctx, spec, who)
 	if errors.Is(err, errKilled) && s.Cases[0].Op == workload.Crash {
 		if _, ackErr := os.Stat(acksFile(folder)); ackErr == nil {

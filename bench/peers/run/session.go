@@ -48,6 +48,8 @@ type Spec struct {
 	HeapMiB int `json:"heap_mib"`
 	// ForgetAll: cold means that all of the machine's caches are dropped, not only the store's files.
 	ForgetAll bool `json:"forget_all"`
+	// Device whose counters are taken; "": the one of the folder's file system.
+	Device string `json:"device,omitempty"`
 	// Recover: the processes were killed in the middle of this session; see what is there.
 	Recover bool `json:"recover,omitempty"`
 }

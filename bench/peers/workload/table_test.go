@@ -34,6 +34,9 @@ func TestWorkloadsAreChosenByTheirNames(t *testing.T) {
 	if err != nil || len(chosen) != 2 || chosen[0].ID != "W1" || chosen[1].ID != "W12" {
 		t.Errorf("%v %v", chosen, err)
 	}
+	if part, err := Choose(Tiny, "W4,W1-256-16"); err != nil || len(part) != 2 || len(part[0].Sessions) != 1 || len(part[1].Sessions) != 3 {
+		t.Errorf("%v %v", part, err)
+	}
 	if _, err := Choose(Tiny, "W99"); err == nil {
 		t.Error("there is no W99")
 	}

@@ -118,22 +118,36 @@ type Workload struct {
 	Sessions   []Session
 }
 
-// Choose finds the workloads that `-only` names, all for "".
+// Choose finds the workloads that `-only` names, all for ""; the name of a session, such as W1-256-16, is that part of its workload.
 func Choose(scale Scale, only string) ([]Workload, error) {
 	all := Table(scale)
 	if only == "" {
 		return all, nil
 	}
+	words := strings.Split(only, ",")
+	known := make([]bool, len(words))
 	var chosen []Workload
-	for word := range strings.SplitSeq(only, ",") {
-		found := false
-		for _, w := range all {
-			if strings.EqualFold(w.ID, strings.TrimSpace(word)) {
-				chosen, found = append(chosen, w), true
+	for _, w := range all {
+		part := w
+		part.Sessions = nil
+		for _, s := range w.Sessions {
+			wanted := false
+			for i, word := range words {
+				if word = strings.TrimSpace(word); strings.EqualFold(word, w.ID) || strings.EqualFold(word, s.ID) {
+					wanted, known[i] = true, true
+				}
+			}
+			if wanted {
+				part.Sessions = append(part.Sessions, s)
 			}
 		}
-		if !found {
-			return nil, fmt.Errorf("-only: there is no workload %q; there are W0 to W12", word)
+		if part.Sessions != nil {
+			chosen = append(chosen, part)
+		}
+	}
+	for i, word := range words {
+		if !known[i] {
+			return nil, fmt.Errorf("-only: there is no workload or session %q; there are W0 to W13, and -list has the sessions", word)
 		}
 	}
 	return chosen, nil
