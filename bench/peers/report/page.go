@@ -42,7 +42,7 @@ const intro = `Written by ` + "`make bench-peers`" + ` (` + "`ONLY=W1,W6`" + ` m
 - *Class* is what an acknowledged Put means at a power cut: **each** is on stable storage; **ordered**: it is before any later pin; **at Sync**: when a
   Sync has returned; **none**: its Sync does nothing. Stores are compared within their class; in each column the fastest of each class is bold.
   Where a store claims *each* and the disk saw no flush, it says so.
-- *pebble Put+Sync*: pebble has no durable Put, so its Sync is called after each. *badger4* and *pebble Put+Sync* are nothing that Kubo ships.
+- *badger4* and *pebble sync* (a flush with every write) are nothing that Kubo can be set to.
 - Raw limits are of the same bytes in one file, without names, index or checks.
 - MB/s are 10^6 bytes of payload. *failed* stands where a round of the case failed; why is in the details.
 

@@ -91,7 +91,7 @@ func (p Plan) session(ctx context.Context, w workload.Workload, s workload.Sessi
 		}
 	}
 	for _, store := range p.Stores {
-		if !s.RawOnly && (!s.Reads || store.Reads) {
+		if !s.RawOnly && (!s.Reads || store.Reads) && (!s.Deletes || store.Deletes) {
 			turn = append(turn, contestant{store.Name, store.Class, store.FFI})
 		}
 	}

@@ -13,7 +13,7 @@ const badgerModule = "github.com/ipfs/go-ds-badger"
 
 var badgerStores = []Store{
 	{Name: "badger SyncWrites", Family: "badger", Reads: true, Class: Each, Module: badgerModule, Open: openBadger(true)},
-	{Name: "badger", Family: "badger", Class: AtSync, Module: badgerModule, Open: openBadger(false)},
+	{Name: "badger", Family: "badger", Deletes: true, Class: AtSync, Module: badgerModule, Open: openBadger(false)},
 }
 
 func openBadger(sync bool) func(context.Context, Options) (*Opened, error) {

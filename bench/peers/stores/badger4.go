@@ -13,7 +13,7 @@ const badger4Module = "github.com/ipfs/go-ds-badger4"
 
 var badger4Stores = []Store{
 	{Name: "badger4 SyncWrites", Family: "badger4", Reads: true, Class: Each, Module: badger4Module, Open: openBadger4(true)},
-	{Name: "badger4", Family: "badger4", Class: AtSync, Module: badger4Module, Open: openBadger4(false)},
+	{Name: "badger4", Family: "badger4", Deletes: true, Class: AtSync, Module: badger4Module, Open: openBadger4(false)},
 }
 
 func openBadger4(sync bool) func(context.Context, Options) (*Opened, error) {

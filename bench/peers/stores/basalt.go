@@ -45,7 +45,7 @@ func basaltStores() []Store {
 	for _, l := range lanes {
 		for i, c := range classes {
 			all = append(all, Store{
-				Name: fmt.Sprintf("Basalt %s %s", l.name, c.durability), Family: "Basalt " + l.name, Reads: i == 0, Class: c.class, FFI: l.ffi, OnlyNamed: c.onlyNamed,
+				Name: fmt.Sprintf("Basalt %s %s", l.name, c.durability), Family: "Basalt " + l.name, Reads: i == 0, Deletes: i == 0, Class: c.class, FFI: l.ffi, OnlyNamed: c.onlyNamed,
 				Open: func(ctx context.Context, o Options) (*Opened, error) {
 					node := filepath.Join(o.Folder, "node")
 					if _, err := os.Stat(node); errors.Is(err, os.ErrNotExist) {

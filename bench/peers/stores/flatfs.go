@@ -13,7 +13,7 @@ const flatfsModule = "github.com/ipfs/go-ds-flatfs"
 
 var flatfsStores = []Store{
 	{Name: "flatfs sync", Family: "flatfs", Reads: true, Class: Each, Module: flatfsModule, Open: openFlatfs(true)},
-	{Name: "flatfs no sync", Family: "flatfs", Class: None, Module: flatfsModule, Open: openFlatfs(false)},
+	{Name: "flatfs no sync", Family: "flatfs", Deletes: true, Class: None, Module: flatfsModule, Open: openFlatfs(false)},
 }
 
 func openFlatfs(sync bool) func(context.Context, Options) (*Opened, error) {

@@ -11,7 +11,7 @@ import (
 )
 
 var leveldbStores = []Store{
-	{Name: "leveldb", Family: "leveldb", Reads: true, Class: Each, Module: "github.com/ipfs/go-ds-leveldb", Open: openLeveldb},
+	{Name: "leveldb", Family: "leveldb", Reads: true, Deletes: true, Class: Each, Module: "github.com/ipfs/go-ds-leveldb", Open: openLeveldb},
 }
 
 func openLeveldb(_ context.Context, o Options) (*Opened, error) {

@@ -1,6 +1,7 @@
 package stores
 
-// pebble: an LSM tree with the blocks as its values. Put writes its log without a flush; Sync flushes that log.
+// pebble: an LSM tree with the blocks as its values. Under Kubo a Put writes its log without a flush, and Sync flushes that log. The module can flush with
+// every write; Kubo has no setting for it.
 
 import (
 	"context"
@@ -13,8 +14,8 @@ import (
 const pebbleModule = "github.com/ipfs/go-ds-pebble"
 
 var pebbleStores = []Store{
-	{Name: "pebble Put+Sync", Family: "pebble", Reads: true, Class: Each, Module: pebbleModule, Open: openPebble(true)},
-	{Name: "pebble", Family: "pebble", Class: AtSync, Module: pebbleModule, Open: openPebble(false)},
+	{Name: "pebble sync", Family: "pebble", Reads: true, Class: Each, Module: pebbleModule, Open: openPebble(true)},
+	{Name: "pebble", Family: "pebble", Deletes: true, Class: AtSync, Module: pebbleModule, Open: openPebble(false)},
 }
 
 func openPebble(sync bool) func(context.Context, Options) (*Opened, error) {
@@ -24,12 +25,13 @@ func openPebble(sync bool) func(context.Context, Options) (*Opened, error) {
 			return nil, err
 		}
 		// As Kubo's profile pebbleds has it: the newest format, all else as the module has it.
-		store, err := pebbleds.NewDatastore(path, pebbleds.WithCacheSize(0), pebbleds.WithPebbleOpts(&pebble.Options{FormatMajorVersion: pebble.FormatNewest}))
+		options := []pebbleds.Option{pebbleds.WithPebbleOpts(&pebble.Options{FormatMajorVersion: pebble.FormatNewest})}
+		if sync && !o.Filling {
+			options = append(options, pebbleds.WithPebbleWriteOptions(pebble.Sync))
+		}
+		store, err := pebbleds.NewDatastore(path, options...)
 		if err != nil {
 			return nil, err
-		}
-		if sync && !o.Filling {
-			return plain(syncedPuts{store}, nil)
 		}
 		return plain(store, nil)
 	}

@@ -34,7 +34,9 @@ type Store struct {
 	Family string
 	// Reads marks the one of its family that is.
 	Reads bool
-	Class Class
+	// Deletes marks the one of its family that is measured deleting: as Kubo has it, where no Delete is promised to be durable when it returns.
+	Deletes bool
+	Class   Class
 	// Version of what is measured, for the report: a module's path, or "" for this tree's.
 	Module string
 	// FFI says that the program needs the node linked in.
@@ -130,47 +132,6 @@ func plain(store ds.Batching, err error) (*Opened, error) {
 		return nil, err
 	}
 	return &Opened{Batching: store}, nil
-}
-
-// syncedPuts makes every Put and Commit durable before it returns, where a store only offers Sync.
-type syncedPuts struct{ ds.Batching }
-
-func (s syncedPuts) Put(ctx context.Context, key ds.Key, value []byte) error {
-	if err := s.Batching.Put(ctx, key, value); err != nil {
-		return err
-	}
-	return s.Sync(ctx, key)
-}
-
-func (s syncedPuts) Batch(ctx context.Context) (ds.Batch, error) {
-	b, err := s.Batching.Batch(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return syncedBatch{b, s}, nil
-}
-
-func (s syncedPuts) DiskUsage(ctx context.Context) (uint64, error) {
-	return ds.DiskUsage(ctx, s.Batching)
-}
-
-func (s syncedPuts) CollectGarbage(ctx context.Context) error {
-	if gc, ok := s.Batching.(ds.GCDatastore); ok {
-		return gc.CollectGarbage(ctx)
-	}
-	return nil
-}
-
-type syncedBatch struct {
-	ds.Batch
-	store ds.Datastore
-}
-
-func (b syncedBatch) Commit(ctx context.Context) error {
-	if err := b.Batch.Commit(ctx); err != nil {
-		return err
-	}
-	return b.store.Sync(ctx, ds.NewKey("/"))
 }
 
 func folder(path string) error {

@@ -81,7 +81,7 @@ func Table(s Scale) []Workload {
 		{"W8", "enumerate", "All keys, without values, as `repo gc` and `repo stat` ask for them.", enumerate(s)},
 		{"W9", "stat", "DiskUsage. (Counting is W8: go-datastore has no count.)", stat(s)},
 		{"W10", "gc", "30 % of the blocks, at random, each by a Delete of its own, while others are read; then CollectGarbage, and how much of the " +
-			"deleted bytes the file system has back.", collect(s)},
+			"deleted bytes the file system has back. As Kubo has them: only leveldb flushes a Delete.", collect(s)},
 		{"W11", "restart", "Open with the first Get; and the same after kill -9 of all processes in the middle of Puts.", restart(s)},
 		{"W12", "go-ds-bench", "The matrix of go-ds-bench, one caller: a store primed with so many records; get, has (half of them hits), add, add by batches.", matrix(s)},
 	}
@@ -233,7 +233,7 @@ func collect(s Scale) []Session {
 			c.SpaceSeconds = s.SpaceSeconds
 		}
 		// 16 KiB, so that there is space to be had back.
-		all = append(all, Session{ID: id("W10", threads), Fill: Fill{Blocks: s.Keys / 5, Min: 4 * kib, Max: 28 * kib}, Reads: true, Rounds: 1, Cases: []Case{c}})
+		all = append(all, Session{ID: id("W10", threads), Fill: Fill{Blocks: s.Keys / 5, Min: 4 * kib, Max: 28 * kib}, Deletes: true, Rounds: 1, Cases: []Case{c}})
 	}
 	return all
 }

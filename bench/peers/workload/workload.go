@@ -97,6 +97,8 @@ type Session struct {
 	Keep string `json:"keep,omitempty"`
 	// Reads: the classes of a store do the same, so one of each family is measured.
 	Reads bool `json:"reads,omitempty"`
+	// Deletes: the same, and the one of each family is another.
+	Deletes bool `json:"deletes,omitempty"`
 	// Raw limits that have a part in it: of writing (see run.Raw), or of reading.
 	Raw []string `json:"raw,omitempty"`
 	// RawOnly: no store has.
