@@ -371,6 +371,20 @@ impl Job {
     }
 }
 
+/// Whether what the ledger has of a placement is work for its peer's worker.
+///
+/// That what is held is as wanted does not prove it: a worker that was killed, or heard no answer, may have changed Kubo since and told nobody. So
+/// the answer must be to just this want. What was only seen to be held (it answers nothing) needs no second pin.
+pub fn is_due(placement: &Placement) -> bool {
+    let (want, have) = match (placement.want, &placement.have) {
+        (None, _) => return false,
+        (Some(_), None) => return true,
+        (Some(want), Some(have)) => (want, have),
+    };
+    let seen_held = have.held && have.answers.is_none();
+    have.held != want.wanted || (have.answers != Some(want.generation) && !(want.wanted && seen_held))
+}
+
 /// What the ledger is told of a record; with the want too, where it may lack it.
 pub fn changes(record: &Record, peer: &Peer, with_want: bool) -> Vec<Change> {
     let want = Want { generation: record.generation, wanted: record.op.wanted() };

@@ -351,11 +351,11 @@ mod tests {
     fn the_stored_form_is_the_documented_one() {
         let bytes = encode(&record(10));
         assert_eq!(bytes.first(), Some(&1));
-        let wanted = "01a900f5010a020b03815824015512 20b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9".replace(' ', "");
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        // The CID's bytes are its own business; what is around them is ours.
-        assert_eq!(hex.get(..24), wanted.get(..24), "{hex}");
-        assert!(hex.ends_with("04626d65050706f6070508f4") || hex.ends_with("04626d6505070705 08f4".replace(' ', "").as_str()), "{hex}");
+        assert_eq!(
+            hex,
+            "01a800f5010a020b0381582401551220b94d27b993ed3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde904626d650507070508f4"
+        );
     }
 
     #[test]

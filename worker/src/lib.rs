@@ -17,16 +17,14 @@ pub mod failpoint;
 mod job;
 mod journal;
 pub mod message;
-mod metrics;
 pub mod nats;
 mod pinner;
 mod queue;
 mod worker;
 
 pub use bus::{Answer, Bus, BusError, Delivery};
-pub use job::{Action, Event, Job, Obstacle, Origin, Patience};
+pub use job::{Action, Event, Job, Obstacle, Origin, Patience, is_due};
 pub use journal::{FileJournal, Journal, JournalError, MemoryJournal, Record};
-pub use metrics::Metrics;
 pub use pinner::{Kubo, Pinner, Reached};
 pub use queue::{Limits, Queue, Queued};
 pub use worker::{Parts, Worker, WorkerOptions, WorkerStanding};

@@ -168,8 +168,9 @@ impl Assignment {
         let Versioned { v } = serde_json::from_slice(bytes)
             .map_err(|err| poison(format!("the assignment is no JSON object with a version: {err}")))?;
         if v != VERSION {
-            let why =
-                format!("the assignment is of version {v}, and this agent knows {VERSION}; upgrade the older of the two");
+            let why = format!(
+                "the assignment is of version {v}, and this agent knows {VERSION}; upgrade the older of the two"
+            );
             return refused(Kind::Version, why);
         }
         let wire: Wire =

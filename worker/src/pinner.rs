@@ -67,8 +67,7 @@ impl Pinner for Kubo {
         name: Option<&str>,
         progress: &(dyn Fn(Reached) + Send + Sync),
     ) -> Result<Option<u64>, Obstacle> {
-        let options =
-            PinOptions { recursive: true, name: name.map(str::to_owned), progress_stall: Some(self.stall) };
+        let options = PinOptions { recursive: true, name: name.map(str::to_owned), progress_stall: Some(self.stall) };
         let mut pin = self.client.pin_add(cid, &options).await.map_err(obstacle)?;
         let mut furthest = Reached::default();
         loop {

@@ -235,13 +235,16 @@ mod tests {
                 }
                 prop_assert_eq!(queue.len() + ended, taken);
             }
-            while let Some(next) = queue.pop().or_else(|| {
-                under_way.pop().map(|over| { queue.done(&over.0, &over.1); ended += 1; })?;
-                queue.pop()
-            }) {
-                under_way.push(next);
+            loop {
+                if let Some(next) = queue.pop() {
+                    under_way.push(next);
+                } else if let Some(over) = under_way.pop() {
+                    queue.done(&over.0, &over.1);
+                    ended += 1;
+                } else {
+                    break;
+                }
             }
-            ended += under_way.len();
             prop_assert_eq!(ended, taken);
         }
     }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use basalt_kubo::Cid;
-use basalt_stateplane::{Clock, Generation, Multihash, Owner, PAGE_MAX, Peer, PinLedger, Placement};
+use basalt_stateplane::{Clock, Generation, Multihash, Owner, PAGE_MAX, Peer, PinLedger, Placement, metrics};
 use bytes::Bytes;
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,6 @@ use crate::{
     job::{self, Action, Event, Job, Obstacle, Origin, Patience},
     journal::{Journal, JournalError},
     message::{Assignment, DeadLetter, Kind, Op, Priority, dead_subject, status_subject},
-    metrics::Metrics,
     pinner::{Pinner, Reached},
     queue::{Limits, Queue, Queued, SHARE_TAKEN_PAUSE},
 };
@@ -69,8 +68,6 @@ pub struct Parts {
     pub bus: Option<Arc<dyn Bus>>,
     /// Of all observations of this peer.
     pub clock: Arc<Clock>,
-    /// What is counted.
-    pub metrics: Metrics,
 }
 
 impl fmt::Debug for Parts {
@@ -263,7 +260,7 @@ impl Worker {
                 Some(ended) = running.join_next() => {
                     if let Err(err) = ended {
                         tracing::error!(%err, "a piece of work ended unforeseen; its message comes again");
-                        inner.parts.metrics.failed("panic");
+                        metrics::failure("panic");
                     }
                 }
             }
@@ -287,14 +284,9 @@ impl Worker {
 }
 
 impl Inner {
-    fn metrics(&self) -> &Metrics {
-        &self.parts.metrics
-    }
-
     fn count(&self) {
         let queue = lock(&self.queue);
-        self.metrics().depth.set(i64::try_from(queue.len()).unwrap_or(i64::MAX));
-        self.metrics().running.set(i64::try_from(queue.running()).unwrap_or(i64::MAX));
+        metrics::queue_depth(queue.len() as u64);
     }
 
     fn take(&self) -> Option<Held> {
@@ -343,7 +335,7 @@ impl Inner {
             match bus.next().await {
                 Ok(delivery) => self.received(delivery).await,
                 Err(err) => {
-                    self.metrics().failed("bus");
+                    metrics::failure("bus");
                     tracing::warn!(%err, "no assignments can be had");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
@@ -352,7 +344,7 @@ impl Inner {
     }
 
     async fn received(self: &Arc<Inner>, delivery: Delivery) {
-        self.metrics().event("received");
+        metrics::event("received");
         failpoint::reached("worker.received");
         let number = self.next_answer.fetch_add(1, Ordering::Relaxed);
         lock(&self.answers).insert(number, delivery.answer.clone());
@@ -361,17 +353,16 @@ impl Inner {
             Ok(assignment) => {
                 let origin = Origin::Message { delivered: delivery.delivered };
                 let tries = self.tries(&assignment).map_or(0, |tried| tried.times);
-                let job =
-                    Job::new(assignment, origin, tries, self.parts.peer.clone(), self.options.patience.clone());
+                let job = Job::new(assignment, origin, tries, self.parts.peer.clone(), self.options.patience.clone());
                 let held = Held { job, payload: delivery.payload, answer: Some(hand), came: Instant::now() };
                 if let Err(held) = self.push(held) {
-                    self.metrics().event("postponed");
+                    metrics::event("postponed");
                     self.give_back(&held.answer, SHARE_TAKEN_PAUSE).await;
                 }
             }
             // It may be this host's clock that is wrong, and be set right.
             Err(why) if why.kind == Kind::Ahead && delivery.delivered < u64::from(self.options.patience.tries_max) => {
-                self.metrics().failed(why.kind.name());
+                metrics::failure(why.kind.name());
                 let tries = u32::try_from(delivery.delivered).unwrap_or(u32::MAX);
                 tracing::warn!(%why, "an assignment waits");
                 self.give_back(&Some(hand), self.options.patience.pause(tries, &[])).await;
@@ -389,13 +380,13 @@ impl Inner {
     }
 
     async fn bury(&self, letter: &DeadLetter) -> bool {
-        self.metrics().failed(letter.kind.name());
+        metrics::failure(letter.kind.name());
         let Some(bus) = &self.parts.bus else { return true };
         // By the bytes, so that a message that comes again after a crash is one letter.
         let id = format!("{}/{}/{:016x}", letter.peer, letter.kind.name(), checksum(letter.message.as_bytes()));
         match bus.publish(&dead_subject(&self.parts.peer), &id, letter.to_bytes()).await {
             Ok(()) => {
-                self.metrics().event("dead_letter");
+                metrics::event("dead_letter");
                 true
             }
             Err(err) => {
@@ -423,7 +414,6 @@ impl Inner {
         loop {
             match self.parts.pinner.ready().await {
                 Ok(()) => {
-                    self.metrics().kubo_ready.set(1);
                     if lock(&self.away).take().is_some() {
                         tracing::info!("Kubo is back");
                         self.wake.notify_one();
@@ -442,10 +432,9 @@ impl Inner {
     }
 
     fn is_away(&self, why: &str) {
-        self.metrics().kubo_ready.set(0);
         if lock(&self.away).replace(why.to_owned()).is_none() {
             tracing::warn!(why, "Kubo can't be asked; work waits until it is back");
-            self.metrics().failed("away");
+            metrics::failure("away");
         }
     }
 
@@ -469,7 +458,8 @@ impl Inner {
     async fn leftovers(&self) -> Result<u64, String> {
         let mut told = 0;
         loop {
-            let untold = self.journaled(|journal| journal.untold(UNTOLD_AT_A_TIME)).await.map_err(|err| err.to_string())?;
+            let untold =
+                self.journaled(|journal| journal.untold(UNTOLD_AT_A_TIME)).await.map_err(|err| err.to_string())?;
             let last = untold.len() < UNTOLD_AT_A_TIME;
             for record in untold {
                 let changes = job::changes(&record, &self.parts.peer, true);
@@ -483,7 +473,7 @@ impl Inner {
                 let (multihash, generation) = (record.multihash, record.have_generation);
                 let settled = self.journaled(move |journal| journal.told(&multihash, generation)).await;
                 settled.map_err(|err| err.to_string())?;
-                self.metrics().event("recovered");
+                metrics::event("recovered");
                 told += 1;
             }
             if last {
@@ -510,7 +500,7 @@ impl Inner {
             if lock(&self.away).is_none()
                 && let Err(err) = self.look_at_ledger().await
             {
-                self.metrics().failed("ledger");
+                metrics::failure("ledger");
                 tracing::warn!(%err, "the ledger could not be looked through");
             }
             let _ = tokio::time::timeout(self.options.ledger_interval, self.kicked.notified()).await;
@@ -523,7 +513,7 @@ impl Inner {
             let page =
                 self.parts.ledger.placements_of_peer(&self.parts.peer, None, after.as_ref(), PAGE_MAX / 10).await?;
             for placement in page.items {
-                if placement.want.is_some() && placement.drifts() {
+                if job::is_due(&placement) {
                     self.from_ledger(placement).await?;
                 }
             }
@@ -582,7 +572,8 @@ impl Inner {
     /// Drives one piece of work to its end.
     async fn work(self: Arc<Inner>, mut held: Held) {
         let assignment = held.job.assignment.clone();
-        let _running = Running { inner: self.clone(), multihash: assignment.multihash.clone(), owner: assignment.owner.clone() };
+        let _running =
+            Running { inner: self.clone(), multihash: assignment.multihash.clone(), owner: assignment.owner.clone() };
         self.count();
         let mut event = Event::Begin;
         loop {
@@ -594,7 +585,7 @@ impl Inner {
                     let event = self.change(&assignment.multihash, op, &cids, name.as_ref().map(|n| n.as_str())).await;
                     if let Event::Changed { outcome: Ok(_), .. } = &event {
                         let took = held.came.elapsed().as_secs_f64();
-                        self.metrics().assign_to_pinned.with_label_values(&[op.name()]).observe(took);
+                        metrics::assign_to_pinned(op.name(), took);
                     }
                     failpoint::reached("worker.changed");
                     event
@@ -637,7 +628,7 @@ impl Inner {
                     }
                 },
                 Action::Postpone(pause) => {
-                    self.metrics().event("postponed");
+                    metrics::event("postponed");
                     self.tried(&held.job, pause);
                     self.give_back(&held.answer, pause).await;
                     return;
@@ -650,20 +641,20 @@ impl Inner {
     fn over(&self, held: &Held) {
         let Some(record) = held.job.record() else { return };
         let status = job::status(record, &self.parts.peer);
-        self.metrics().event(status.state.name());
+        metrics::event(status.state.name());
         if record.generation != held.job.assignment.generation {
-            self.metrics().event("superseded");
+            metrics::event("superseded");
         }
         let key = (record.multihash.clone(), held.job.assignment.generation);
         if let Some(error) = &record.error {
             tracing::warn!(cid = status.cid, error, "given up");
-            self.metrics().failed("given_up");
+            metrics::failure("given_up");
             self.tried(&held.job, GIVEN_UP_PAUSE);
         } else {
             lock(&self.tries).remove(&key);
             let seconds = now_us().saturating_sub(record.generation.get()).max(0) as f64 / 1e6;
             let source = if held.answer.is_some() { "nats" } else { "ledger" };
-            self.metrics().end_to_end.with_label_values(&[source, record.op.name()]).observe(seconds);
+            metrics::end_to_end(source, record.op.name(), seconds);
         }
     }
 
@@ -671,7 +662,7 @@ impl Inner {
         match done {
             Ok(()) => Event::Done,
             Err(err) => {
-                self.metrics().failed(kind);
+                metrics::failure(kind);
                 tracing::warn!(%err, "a piece of work can't go on; it comes again");
                 Event::Failed
             }
@@ -692,7 +683,9 @@ impl Inner {
                 None
             }
         };
-        if let Some(have) = placement.as_ref().and_then(|placed| placed.as_ref()).and_then(|placed| placed.have.as_ref()) {
+        if let Some(have) =
+            placement.as_ref().and_then(|placed| placed.as_ref()).and_then(|placed| placed.have.as_ref())
+        {
             self.parts.clock.saw(have.generation);
         }
         if let Some(record) = &record {
@@ -716,7 +709,7 @@ impl Inner {
                 match obstacle {
                     Obstacle::Away(why) => self.is_away(why),
                     Obstacle::Failed(why) | Obstacle::Never(why) => {
-                        self.metrics().failed("failed");
+                        metrics::failure("failed");
                         tracing::info!(%cid, why, "{} did not work", op.name());
                     }
                 }
