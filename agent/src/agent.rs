@@ -30,6 +30,7 @@ use crate::{
     metrics,
     notify::Notifier,
     watch,
+    worker::HostedWorker,
 };
 
 /// How often a lock is tried again.
@@ -128,6 +129,14 @@ async fn serve(path: &Path, options: &Agent, loaded: Loaded, level: LevelHandle)
     if let (Some(ledger), Some(kubo)) = (&ledger, &loaded.agent.plane.kubo) {
         ledger.register(Arc::clone(&node), kubo.clone(), &mut plane);
     }
+    let worker = match (&ledger, &loaded.agent.plane.kubo) {
+        (Some(ledger), Some(kubo)) => {
+            let worker = HostedWorker::begin(path, kubo, &loaded.agent.worker, ledger);
+            ledger.has_worker(&worker);
+            Some(worker)
+        }
+        _ => None,
+    };
     if let Some(address) = loaded.agent.http_listen.filter(|_| !options.exit_when_idle) {
         match http::bind(address).await {
             Ok(listener) => {
@@ -135,7 +144,7 @@ async fn serve(path: &Path, options: &Agent, loaded: Loaded, level: LevelHandle)
                 tracing::info!(%address, "HTTP serves /metrics, /healthz and /readyz");
                 tokio::spawn(http::serve(
                     listener,
-                    Arc::new(Served { node: Arc::clone(&node), ledger: ledger.clone() }),
+                    Arc::new(Served { node: Arc::clone(&node), ledger: ledger.clone(), worker: worker.clone() }),
                 ));
             }
             Err(failure) => {
@@ -157,9 +166,12 @@ async fn serve(path: &Path, options: &Agent, loaded: Loaded, level: LevelHandle)
     notifier.ready();
     let why = until_stop(&node, path, options, &loaded, &level, &notifier, &mut signals).await;
     snapshots.abort();
-    plane.shutdown().await;
     notifier.stopping(&why);
-    notifier.extend(loaded.node.drain_deadline + CLOSE_MARGIN);
+    notifier.extend(loaded.node.drain_deadline + loaded.agent.worker.options.drain + CLOSE_MARGIN);
+    if let Some(worker) = worker {
+        worker.stop().await;
+    }
+    plane.shutdown().await;
     tracing::info!(why, "stopping");
     let mut stopping = std::pin::pin!(async {
         // Sockets first, so that nobody comes; then the stores.
@@ -370,6 +382,7 @@ impl Signals {
 struct Served {
     node: Arc<Node>,
     ledger: Option<Arc<Hosted>>,
+    worker: Option<Arc<HostedWorker>>,
 }
 
 impl Served {
@@ -395,10 +408,12 @@ impl Observed for Served {
     }
 
     async fn degraded(&self) -> Vec<String> {
-        match &self.ledger {
+        let ledger = match &self.ledger {
             Some(ledger) => ledger.degraded().await,
             None => Vec::new(),
-        }
+        };
+        let worker = self.worker.iter().flat_map(|worker| worker.degraded());
+        ledger.into_iter().chain(worker).collect()
     }
 
     async fn unready(&self) -> Vec<String> {

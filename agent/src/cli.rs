@@ -79,6 +79,9 @@ pub enum Command {
     /// The ledger of pins that a fleet shares: its schema.
     #[command(subcommand)]
     Plane(Plane),
+    /// Pins of the fleet: what shall be held by how many nodes, and what is.
+    #[command(subcommand)]
+    Pin(PinCommand),
     /// Say that a migration fills the node, or that it is whole. For basalt-migrate.
     #[command(hide = true)]
     Mark {
@@ -477,6 +480,112 @@ pub enum Plane {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// `basalt pin`. The node's agent must run where its ledger is embedded.
+#[derive(Debug, Subcommand)]
+pub enum PinCommand {
+    /// Have some nodes hold the DAG of a CID.
+    Add(PinAdd),
+    /// Have it held no more, unless another owner wants it.
+    Rm(PinRemove),
+    /// List pins.
+    Ls {
+        /// Only those of this owner.
+        #[arg(long)]
+        owner: Option<String>,
+        /// Only those with this tag.
+        #[arg(long, requires = "owner")]
+        tag: Option<String>,
+        #[command(flatten)]
+        source: ConfigSource,
+        /// Print one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Which nodes shall hold a CID, which do, and why others don't.
+    Status {
+        /// The CID.
+        cid: String,
+        #[command(flatten)]
+        source: ConfigSource,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `basalt pin add`.
+#[derive(Debug, Args)]
+pub struct PinAdd {
+    /// CIDs; `-`: those in the lines of the standard input.
+    #[arg(required = true, value_name = "CID")]
+    pub cids: Vec<String>,
+    /// Whose pins these are.
+    #[arg(long, default_value = "local")]
+    pub owner: String,
+    /// What the owner calls them.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// A word to find them by; may be given several times.
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+    /// Nodes that shall hold each; they are chosen of those that are registered.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub replicas: u16,
+    /// A node that shall hold them, by the peer id of its Kubo, instead of chosen ones; may be given several times.
+    #[arg(long = "peer", value_name = "PEER", conflicts_with = "replicas")]
+    pub peers: Vec<String>,
+    /// Seconds after which they are wanted no more.
+    #[arg(long, value_name = "SECONDS")]
+    pub expires_in_s: Option<u64>,
+    /// How much it hurries.
+    #[arg(long, value_enum, default_value = "normal")]
+    pub priority: PinPriority,
+    #[command(flatten)]
+    pub wait: PinWait,
+    #[command(flatten)]
+    pub source: ConfigSource,
+}
+
+/// `basalt pin rm`.
+#[derive(Debug, Args)]
+pub struct PinRemove {
+    /// CIDs; `-`: those in the lines of the standard input.
+    #[arg(required = true, value_name = "CID")]
+    pub cids: Vec<String>,
+    /// Whose pins these are.
+    #[arg(long, default_value = "local")]
+    pub owner: String,
+    #[command(flatten)]
+    pub wait: PinWait,
+    #[command(flatten)]
+    pub source: ConfigSource,
+}
+
+/// How `basalt pin` waits.
+#[derive(Debug, Args)]
+pub struct PinWait {
+    /// Wait until every node has done it, and show how far they are; exit code 1 where one gives up.
+    #[arg(long)]
+    pub wait: bool,
+    /// With --wait: give up waiting after so long. The work goes on.
+    #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
+    pub timeout_s: u64,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `--priority`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PinPriority {
+    /// When there is time.
+    Low,
+    /// In turn.
+    Normal,
+    /// Before the others.
+    High,
 }
 
 /// What every import takes.

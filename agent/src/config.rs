@@ -16,10 +16,11 @@ use crate::{
     cli::ConfigSource,
     exit::{Failure, Outcome},
     plane::{self, PlaneConfig},
+    worker::{self, WorkerConfig},
 };
 
 /// The tables of everything that the file may hold.
-pub const TABLES: &[&[Setting]] = &[node_config::SETTINGS, SETTINGS, plane::SETTINGS];
+pub const TABLES: &[&[Setting]] = &[node_config::SETTINGS, SETTINGS, plane::SETTINGS, worker::SETTINGS];
 
 /// What the agent runs with, besides its node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct Config {
     pub snapshots: Snapshots,
     /// Which ledger of pins it uses.
     pub plane: PlaneConfig,
+    /// How its worker works, and where its work comes from.
+    pub worker: WorkerConfig,
 }
 
 /// `[snapshots]`.
@@ -182,6 +185,7 @@ impl Config {
         Ok(Config {
             snapshots: snapshots(settings, path)?,
             plane: PlaneConfig::from_settings(settings, path)?,
+            worker: WorkerConfig::from_settings(settings, path)?,
             log_level: settings.text("log", "level").to_owned(),
             log_json: settings.text("log", "format") == "json",
             log_file_bytes_max: settings.integer("log", "file_bytes_max"),

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use basalt_node::Node;
 use basalt_node::sockets::{PATH_BYTES_MAX, Paths};
 use basalt_stateplane::{
-    Buffered, Class, Clock, Deferred, Embedded, Error, Journal, PinLedger, Result, Standing, Waiting,
+    Buffered, Class, Clock, Deferred, Embedded, Error, Journal, Multihash, PinLedger, Result, Standing, Waiting,
     cql::CqlLedger,
     metrics,
     socket::{FILE_NAME, Host, Remote, serve},
@@ -32,6 +32,7 @@ use crate::{
     plane::{Engine, KuboConfig, PlaneConfig, failure},
     progress::duration,
     registrar::Registrar,
+    worker::HostedWorker,
 };
 
 /// Pauses between tries to open the ledger.
@@ -51,8 +52,9 @@ pub struct Hosted {
     /// The database behind the journal.
     database: Arc<Deferred>,
     buffered: OnceLock<Buffered>,
-    clock: Clock,
+    clock: Arc<Clock>,
     registrar: OnceLock<Arc<Registrar>>,
+    worker: OnceLock<Arc<HostedWorker>>,
     began: Instant,
 }
 
@@ -85,8 +87,9 @@ impl Hosted {
             ledger: Arc::new(Deferred::new(engine)),
             database: Arc::new(Deferred::new("cql")),
             buffered: OnceLock::new(),
-            clock: Clock::new(),
+            clock: Arc::new(Clock::new()),
             registrar: OnceLock::new(),
+            worker: OnceLock::new(),
             began: Instant::now(),
         });
         let opened = Arc::clone(&hosted);
@@ -118,8 +121,13 @@ impl Hosted {
     }
 
     /// The one maker of generations of this process.
-    pub fn clock(&self) -> &Clock {
-        &self.clock
+    pub fn clock(&self) -> Arc<Clock> {
+        Arc::clone(&self.clock)
+    }
+
+    /// From now on commands can ask how this worker is.
+    pub fn has_worker(&self, worker: &Arc<HostedWorker>) {
+        let _ = self.worker.set(Arc::clone(worker));
     }
 
     async fn run(&self) {
@@ -307,10 +315,17 @@ impl Host for Hosted {
         if let Some(registrar) = self.registrar.get() {
             object["registrar"] = registrar.object();
         }
+        if let Some(worker) = self.worker.get() {
+            object["worker"] = worker.object(None);
+        }
         object.to_string()
     }
 
     async fn tell(&self, what: &str) -> Result<String> {
+        if let (Some(about), Some(worker)) = (what.strip_prefix("worker "), self.worker.get()) {
+            let bytes = data_encoding::BASE32_NOPAD.decode(about.as_bytes()).unwrap_or_default();
+            return Ok(worker.object(Multihash::from_bytes(&bytes).ok().as_ref()).to_string());
+        }
         Err(Error::new(format!("ask the plane: {what:.80}"), Class::Argument, "this agent does not know how"))
     }
 }

@@ -1,7 +1,7 @@
 //! The daemon and command line `basalt`: hosts a node, and is what an operator talks to it with.
 //!
 //! Top to bottom: [`cli`] says what can be said; [`agent`] serves a node; [`access`] reaches a node, whoever serves it; [`status`],
-//! [`verify`], [`scrub`], [`import`], [`export`], [`doctor`], [`dataset`], [`snapshot`], [`plane`] are the commands; [`car`], [`flatfs`], [`cid`] and [`dag`] are
+//! [`verify`], [`scrub`], [`import`], [`export`], [`doctor`], [`dataset`], [`snapshot`], [`plane`], [`pin`] are the commands; [`car`], [`flatfs`], [`cid`] and [`dag`] are
 //! the formats they read and write.
 
 mod access;
@@ -27,6 +27,7 @@ mod logging;
 mod mark;
 mod metrics;
 mod notify;
+mod pin;
 mod plane;
 mod pool;
 mod progress;
@@ -39,6 +40,7 @@ mod status;
 mod transfer;
 mod verify;
 mod watch;
+mod worker;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -94,6 +96,7 @@ fn run(cli: &Cli) -> Outcome {
                     Command::Reclaim { json } => verify::reclaim(&node, *json).await,
                     Command::Snapshot(command) => snapshot::snapshot(&node, command).await,
                     Command::Plane(command) => plane::plane(&node, command).await,
+                    Command::Pin(command) => pin::pin(&node, command).await,
                     Command::Mark { mark } => mark::mark(&node, *mark).await,
                     Command::Init(_) | Command::Config(_) | Command::Dataset(_) => Ok(()),
                 }

@@ -539,7 +539,16 @@ async fn nodes(node: &Path, source: &ConfigSource, as_json: bool) -> Outcome {
 }
 
 async fn schema(node: &Path, command: &Plane, source: &ConfigSource, as_json: bool) -> Outcome {
-    let config = Loaded::load(node, source)?.agent.plane;
+    let loaded = Loaded::load(node, source)?;
+    let (config, worker) = (loaded.agent.plane, loaded.agent.worker);
+    if matches!(command, Plane::Check { .. })
+        && let Some(nats) = &worker.nats
+    {
+        nats.check().await.map_err(|err| crate::worker::failure(&err))?;
+        if !as_json {
+            say!("NATS at {}: this agent can work with it", nats.servers.join(", "));
+        }
+    }
     if config.engine != Engine::Cql {
         if as_json {
             say!("{}", json!({ "engine": if config.engine == Engine::None { "none" } else { "embedded" } }));

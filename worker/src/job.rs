@@ -116,6 +116,7 @@ pub enum Obstacle {
 }
 
 /// What came of the last action.
+#[allow(clippy::large_enum_variant, reason = "one at a time, and gone at once")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// It begins.

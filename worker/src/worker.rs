@@ -122,6 +122,8 @@ const TRIED_MAX: usize = 65_536;
 const GIVEN_UP_PAUSE: Duration = Duration::from_secs(3600);
 /// Time between two questions whether Kubo is back.
 const KUBO_POLL: Duration = Duration::from_secs(1);
+/// Time after which the ledger is looked through again where that failed.
+const LEDGER_AGAIN: Duration = Duration::from_secs(1);
 /// Time between two tries to tell what was left untold.
 const UNTOLD_POLL: Duration = Duration::from_secs(5);
 /// Time between two looks whether there is room for more.
@@ -296,6 +298,7 @@ impl Inner {
         lock(&self.queue).pop()
     }
 
+    #[allow(clippy::result_large_err, reason = "what comes back is used at once")]
     fn push(self: &Arc<Inner>, held: Held) -> Result<(), Held> {
         let now_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let pushed = lock(&self.queue).push(held, now_ms);
@@ -497,13 +500,19 @@ impl Inner {
     /// Now and then, and when it is told: what the ledger wants here and is not so.
     async fn watch_ledger(self: Arc<Inner>) {
         loop {
-            if lock(&self.away).is_none()
-                && let Err(err) = self.look_at_ledger().await
-            {
-                metrics::failure("ledger");
-                tracing::warn!(%err, "the ledger could not be looked through");
+            let mut pause = self.options.ledger_interval;
+            let began = Instant::now();
+            if lock(&self.away).is_none() {
+                match self.look_at_ledger().await {
+                    // A look that takes long is taken less often.
+                    Ok(()) => pause = pause.max(began.elapsed() * 20),
+                    Err(err) => {
+                        tracing::debug!(%err, "the ledger could not be looked through");
+                        pause = pause.min(LEDGER_AGAIN);
+                    }
+                }
             }
-            let _ = tokio::time::timeout(self.options.ledger_interval, self.kicked.notified()).await;
+            let _ = tokio::time::timeout(pause, self.kicked.notified()).await;
         }
     }
 

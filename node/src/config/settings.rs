@@ -224,7 +224,7 @@ fn not_in_table<T>(section: &str, key: &str, found: Option<&Value>, neutral: T) 
 }
 
 /// Sections that the agent reads from the same file. A host that does not bring their table, such as Kubo, passes over them.
-pub const AGENT_SECTIONS: &[&str] = &["log", "http", "agent", "snapshots", "plane", "cql", "kubo"];
+pub const AGENT_SECTIONS: &[&str] = &["log", "http", "agent", "snapshots", "plane", "cql", "kubo", "nats", "worker"];
 
 struct Check<'a> {
     text: &'a str,
