@@ -121,8 +121,8 @@ impl Hosted {
     }
 
     /// The one maker of generations of this process.
-    pub fn clock(&self) -> Arc<Clock> {
-        Arc::clone(&self.clock)
+    pub fn clock(&self) -> &Arc<Clock> {
+        &self.clock
     }
 
     /// From now on commands can ask how this worker is.

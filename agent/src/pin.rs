@@ -9,7 +9,7 @@ use std::{
 };
 
 use basalt_kubo::Cid;
-use basalt_stateplane::{Clock, Multihash, Owner, PAGE_MAX, Peer, Pin, PinLedger, Placement};
+use basalt_stateplane::{Clock, Multihash, Owner, PAGE_MAX, Peer, Pin, PinLedger, Placement, Registration};
 use basalt_worker::{
     assign::{self, Request},
     is_due,
@@ -81,7 +81,8 @@ async fn candidates(config: &Loaded, ledger: &dyn PinLedger) -> Outcome<Vec<Peer
     let heard_ms = now_s().saturating_sub(SEEN_MAX.as_secs()) * 1000;
     loop {
         let page = ledger.registrations(after.as_ref(), PAGE_MAX).await.map_err(failure)?;
-        let serving = page.items.into_iter().filter(|node| node.seen_ms >= heard_ms);
+        let serves = |node: &Registration| node.shards.is_empty() || node.shards.iter().any(|shard| shard.serving);
+        let serving = page.items.into_iter().filter(|node| node.seen_ms >= heard_ms && serves(node));
         peers.extend(serving.map(|node| node.peer));
         after = page.next;
         if after.is_none() {

@@ -94,7 +94,7 @@ pub const SETTINGS: &[Setting] = &[
         "window",
         Kind::Integer { min: 1, max: 10_000 },
         || Value::Integer(WorkerOptions::default().limits.window as u64),
-        "Assignments that wait here or are under way; more stay in NATS. Priorities and owners' limits are among these.",
+        "Work that waits here or is under way, half of it from NATS and half from the ledger; more stays there. Priorities and owners' limits are among these.",
     ),
     worker(
         "owner_window",
@@ -212,7 +212,8 @@ impl WorkerConfig {
             client,
             connect_timeout: Duration::from_millis(settings.integer("nats", "connect_timeout_ms")),
             replicas: usize::try_from(settings.integer("nats", "replicas")).unwrap_or(1),
-            window: limits.window,
+            // The other half is for work from the ledger.
+            window: (limits.window / 2).max(1),
             ack_wait: ms("ack_wait_ms"),
         };
         for what in nats.problems() {
@@ -360,7 +361,7 @@ async fn parts(
         pinner: Arc::new(Kubo::new(client, config.stall)),
         journal: Arc::new(journal),
         bus: nats.clone().map(|nats| nats as Arc<dyn Bus>),
-        clock: ledger.clock(),
+        clock: Arc::clone(ledger.clock()),
     };
     Ok((parts, nats))
 }
@@ -404,7 +405,7 @@ mod tests {
             client: Some(("/c".into(), "/k".into())),
             connect_timeout: Duration::from_millis(1001),
             replicas: 3,
-            window: 4,
+            window: 2,
             ack_wait: Duration::from_millis(1010),
         };
         let options = WorkerOptions {

@@ -570,12 +570,16 @@ impl Inner {
             false => CODECS.iter().map(|codec| Cid::new_v1(*codec, hash)).collect(),
         };
         let mut held = Held { job, payload: Bytes::new(), answer: None, came: Instant::now() };
-        // Unlike messages these wait outside for room: the list goes on where it is.
-        while let Err(back) = self.push(held) {
-            held = back;
+        // Unlike messages these wait outside for room, of which half is kept for messages: what was delivered must not lie about unseen.
+        loop {
+            if lock(&self.queue).room() * 2 > self.options.limits.window {
+                match self.push(held) {
+                    Ok(()) => return Ok(()),
+                    Err(back) => held = back,
+                }
+            }
             tokio::time::sleep(ROOM_POLL).await;
         }
-        Ok(())
     }
 
     /// Drives one piece of work to its end.

@@ -432,3 +432,57 @@ fn a_message_that_never_has_an_end_is_put_aside() {
     assert_eq!(job.next(Event::Done), Action::Acknowledge);
     assert_eq!(job.next(Event::Done), Action::End);
 }
+
+#[test]
+fn who_decides_after_one_whose_clock_was_ahead_is_heeded_all_the_same() {
+    let mut world = World::new();
+    let ahead = Clock::new();
+    ahead.saw(Generation::new(world.now_us() + 9 * 60_000_000).unwrap());
+    let request = basalt_worker::assign::Request {
+        cid: cid(0),
+        owner: "me".parse().unwrap(),
+        name: None,
+        tags: BTreeSet::new(),
+        replicas: 1,
+        expires: None,
+        priority: Default::default(),
+    };
+    let at = [world.peer.clone()];
+    let placed = now(basalt_worker::assign::add(&world.ledger, &ahead, &request, &at, &[])).unwrap();
+    let late: Vec<_> = placed.assignments.iter().map(|(_, assignment)| assignment.to_bytes()).collect();
+    world.look_at_ledger(Mood::Works, Fault::None, Cut::Never);
+    assert!(world.kubo.contains(&cid(0)));
+
+    // Right, and so nine minutes behind the other.
+    let right = Clock::new();
+    let gone = now(basalt_worker::assign::remove(&world.ledger, &right, &cid(0), &request.owner)).unwrap().unwrap();
+    assert_eq!(gone.assignments[0].1.op, Op::Unpin);
+    world.look_at_ledger(Mood::Works, Fault::None, Cut::Never);
+    assert!(world.kubo.is_empty());
+    // The first one's message comes only now.
+    world.messages.extend(late.into_iter().map(|payload| Message { payload, delivered: 0 }));
+    world.deliver(0, Mood::Works, Fault::None, Cut::Never);
+    assert!(world.kubo.is_empty() && world.messages.is_empty());
+    assert!(world.placements().iter().all(|placed| !placed.drifts()));
+}
+
+#[test]
+fn peers_are_chosen_alike_by_everybody_and_a_new_one_moves_little() {
+    let peers: Vec<Peer> = (0..20).map(|number| format!("peer{number}").parse().unwrap()).collect();
+    let mut backwards = peers.clone();
+    backwards.reverse();
+    let (mut moved, mut load) = (0, BTreeMap::<Peer, u32>::new());
+    for number in 0..200 {
+        let multihash = multihash(number);
+        let chosen = basalt_worker::assign::choose(&multihash, 3, &[], &peers);
+        assert_eq!(chosen, basalt_worker::assign::choose(&multihash, 3, &[], &backwards));
+        assert_eq!(chosen.iter().collect::<BTreeSet<_>>().len(), 3);
+        chosen.iter().for_each(|peer| *load.entry(peer.clone()).or_default() += 1);
+        let fewer = basalt_worker::assign::choose(&multihash, 3, &[], &peers[..19]);
+        moved += chosen.iter().filter(|peer| !fewer.contains(peer)).count();
+        // What is there stays there.
+        assert_eq!(basalt_worker::assign::choose(&multihash, 2, &peers[5..7], &peers), peers[5..7]);
+    }
+    assert!(moved < 80, "{moved} of 600 moved for one peer of 20");
+    assert!(load.len() == 20 && load.values().all(|count| (10..60).contains(count)), "{load:?}");
+}
