@@ -30,6 +30,8 @@ use crate::{
 
 /// A node that has not told of itself for so long is asked to hold nothing new.
 const SEEN_MAX: Duration = Duration::from_secs(300);
+/// How long a ledger may take to be opened.
+const OPEN_WAIT: Duration = Duration::from_secs(10);
 /// Time between two looks at what is waited for.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -41,11 +43,24 @@ pub async fn pin(node: &Path, command: &PinCommand) -> Outcome {
     };
     let config = Loaded::load(node, source)?;
     let ledger = ledger::reach(node, &config).await?;
+    until_open(&*ledger).await?;
     match command {
         PinCommand::Add(add) => add_pins(node, &config, &*ledger, add).await,
         PinCommand::Rm(remove) => remove_pins(node, &config, &*ledger, remove).await,
         PinCommand::Ls { owner, tag, json, .. } => list(&*ledger, owner.as_deref(), tag.as_deref(), *json).await,
         PinCommand::Status { cid, json, .. } => status(&*ledger, cid, *json).await,
+    }
+}
+
+/// An agent that has just started opens its ledger in a moment.
+async fn until_open(ledger: &dyn PinLedger) -> Outcome {
+    let began = Instant::now();
+    loop {
+        match ledger.key().await {
+            Ok(_) => return Ok(()),
+            Err(err) if err.class().passes() && began.elapsed() < OPEN_WAIT => tokio::time::sleep(LOOK_AGAIN).await,
+            Err(err) => return Err(failure(err)),
+        }
     }
 }
 
