@@ -426,5 +426,14 @@ pub async fn glance(node: &Path) -> Option<(String, Value)> {
     if let Some(why) = registrar["why"].as_str() {
         line += &format!("\n  not registered: {why}");
     }
+    let worker = &told["worker"];
+    if let Some(state) = worker["state"].as_str() {
+        let (depth, running) = (worker["waiting_or_running"].as_u64(), worker["running"].as_u64());
+        let (depth, running) = (depth.unwrap_or_default(), running.unwrap_or_default());
+        line += &format!("\nworker {state}: {running} under way, {} wait here", depth.saturating_sub(running));
+        for why in [&worker["kubo"], &worker["nats"]].into_iter().filter_map(Value::as_str) {
+            line += &format!("\n  {why}");
+        }
+    }
     Some((line, told))
 }

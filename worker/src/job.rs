@@ -32,8 +32,8 @@ const ERROR_BYTES_MAX: usize = 1500;
 pub struct Patience {
     /// Times that Kubo is asked before a piece of work is given up. Times when Kubo was away don't count.
     pub tries_max: u32,
-    /// Deliveries after which a message that never had an end is put aside.
-    pub deliveries_max: u64,
+    /// Times that a piece of work may be begun and have no end, because the process ended in it. Then it is put aside.
+    pub begun_max: u32,
     /// Pause before the second try; it doubles.
     pub delay: Duration,
     /// Longest pause.
@@ -42,12 +42,7 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Patience {
-        Patience {
-            tries_max: 8,
-            deliveries_max: 100,
-            delay: Duration::from_secs(1),
-            delay_max: Duration::from_secs(300),
-        }
+        Patience { tries_max: 8, begun_max: 20, delay: Duration::from_secs(1), delay_max: Duration::from_secs(300) }
     }
 }
 
@@ -154,6 +149,8 @@ pub struct Job {
     pub origin: Origin,
     /// Times that Kubo was asked before.
     pub tries: u32,
+    /// Times that it was begun, and the process ended in it; counting this one.
+    pub begun: u32,
     peer: Peer,
     patience: Patience,
     step: Step,
@@ -182,7 +179,19 @@ impl Job {
     pub fn new(assignment: Assignment, origin: Origin, tries: u32, peer: Peer, patience: Patience) -> Job {
         let target = Want { generation: assignment.generation, wanted: assignment.op.wanted() };
         let (more, record) = (Vec::new(), None);
-        Job { assignment, more, origin, tries, peer, patience, step: Step::New, target, unknown_want: true, record }
+        Job {
+            assignment,
+            more,
+            origin,
+            tries,
+            begun: 1,
+            peer,
+            patience,
+            step: Step::New,
+            target,
+            unknown_want: true,
+            record,
+        }
     }
 
     /// What Kubo is to be brought to.
@@ -204,15 +213,15 @@ impl Job {
 
     fn after(&mut self, event: Event) -> (Step, Action) {
         match (self.step, event) {
-            (Step::New, Event::Begin) => match self.origin {
-                Origin::Message { delivered } if delivered > self.patience.deliveries_max => {
-                    let why = format!(
-                        "it was delivered {delivered} times and no delivery had an end; it may be what ends the worker: see its log"
-                    );
-                    (Step::Burying, Action::Bury(Refused { kind: Kind::Endless, why }))
-                }
-                _ => (Step::Looking, Action::Look),
-            },
+            (Step::New, Event::Begin) if self.begun <= self.patience.begun_max => (Step::Looking, Action::Look),
+            (Step::New, Event::Begin) if self.is_message() => {
+                let why = format!(
+                    "it was begun {} times and had no end: the agent ended in it, and it may be why; see the agent's log",
+                    self.begun
+                );
+                (Step::Burying, Action::Bury(Refused { kind: Kind::Endless, why }))
+            }
+            (Step::New, Event::Begin) => (Step::Over, Action::Postpone(self.patience.delay_max)),
             (Step::Looking, Event::Looked { record, placement }) => self.decide(record, placement),
             (Step::Changing, Event::Changed { outcome, generation, at_ms }) => self.changed(outcome, generation, at_ms),
             (Step::Journaling, Event::Done) => self.tell(),

@@ -23,6 +23,8 @@ use crate::message::Op;
 const RECORD: u8 = b'w';
 /// First byte of the key that says that a record is not told yet; the multihash follows. No value.
 const UNTOLD: u8 = b'u';
+/// First byte of the key of work that was begun and has no end yet; the multihash follows. Its value: how often (4 bytes, big-endian).
+const BEGUN: u8 = b'b';
 /// First byte of every value.
 const VERSION: u8 = 1;
 
@@ -102,6 +104,12 @@ pub trait Journal: Send + Sync {
 
     /// Some records that are not told.
     fn untold(&self, limit: usize) -> Result<Vec<Record>, JournalError>;
+
+    /// Notes that work on a multihash begins, and gives how often it did since it last had an end. Survives the process, if not the host.
+    fn begin(&self, multihash: &Multihash) -> Result<u32, JournalError>;
+
+    /// Notes that it has an end, whichever.
+    fn end(&self, multihash: &Multihash) -> Result<(), JournalError>;
 }
 
 /// The journal in a folder of its own. One process at a time has it open. Its calls block for a flush at most.
@@ -274,15 +282,34 @@ impl Journal for FileJournal {
         }
         Ok(untold)
     }
+
+    fn begin(&self, multihash: &Multihash) -> Result<u32, JournalError> {
+        let key = key(BEGUN, multihash);
+        let before = self.db.get(&key).map_err(|err| self.failed("read", err))?;
+        let before = before.and_then(|bytes| bytes.as_slice().try_into().ok()).map_or(0, u32::from_be_bytes);
+        let mut batch = WriteBatch::default();
+        batch.put(key, before.saturating_add(1).to_be_bytes());
+        self.write(batch, false)?;
+        Ok(before.saturating_add(1))
+    }
+
+    fn end(&self, multihash: &Multihash) -> Result<(), JournalError> {
+        let mut batch = WriteBatch::default();
+        batch.delete(key(BEGUN, multihash));
+        self.write(batch, false)
+    }
 }
 
 /// A journal in memory, for tests of what stands on it.
 #[derive(Debug, Default)]
-pub struct MemoryJournal(Mutex<BTreeMap<Multihash, Record>>);
+pub struct MemoryJournal {
+    records: Mutex<BTreeMap<Multihash, Record>>,
+    begun: Mutex<BTreeMap<Multihash, u32>>,
+}
 
 impl MemoryJournal {
     fn records(&self) -> std::sync::MutexGuard<'_, BTreeMap<Multihash, Record>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.records.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -305,6 +332,18 @@ impl Journal for MemoryJournal {
 
     fn untold(&self, limit: usize) -> Result<Vec<Record>, JournalError> {
         Ok(self.records().values().filter(|record| !record.told).take(limit).cloned().collect())
+    }
+
+    fn begin(&self, multihash: &Multihash) -> Result<u32, JournalError> {
+        let mut begun = self.begun.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let times = begun.entry(multihash.clone()).or_insert(0);
+        *times += 1;
+        Ok(*times)
+    }
+
+    fn end(&self, multihash: &Multihash) -> Result<(), JournalError> {
+        self.begun.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(multihash);
+        Ok(())
     }
 }
 
@@ -345,6 +384,18 @@ mod tests {
         let journal = FileJournal::open(dir.path()).unwrap();
         assert_eq!(journal.untold(9).unwrap(), []);
         assert!(journal.get(&newer.multihash).unwrap().unwrap().told, "it stays, as the fence");
+    }
+
+    #[test]
+    fn beginnings_without_an_end_are_counted_over_restarts() {
+        let dir = tempfile::tempdir().unwrap();
+        let multihash = record(10).multihash;
+        for times in 1..4 {
+            assert_eq!(FileJournal::open(dir.path()).unwrap().begin(&multihash).unwrap(), times);
+        }
+        let journal = FileJournal::open(dir.path()).unwrap();
+        journal.end(&multihash).unwrap();
+        assert_eq!(journal.begin(&multihash).unwrap(), 1);
     }
 
     #[test]

@@ -140,8 +140,10 @@ impl<J: Queued> Queue<J> {
     }
 }
 
-/// Longest pause of an owner whose share of the window is taken.
+/// Pause of a message whose owner has its share of the window; it grows with each delivery, as often as this.
 pub const SHARE_TAKEN_PAUSE: Duration = Duration::from_secs(5);
+/// See [`SHARE_TAKEN_PAUSE`].
+pub const SHARE_TAKEN_MAX: u32 = 24;
 
 #[cfg(test)]
 mod tests {

@@ -23,7 +23,7 @@ use crate::{
     journal::{Journal, JournalError},
     message::{Assignment, DeadLetter, Kind, Op, Priority, dead_subject, status_subject},
     pinner::{Pinner, Reached},
-    queue::{Limits, Queue, Queued, SHARE_TAKEN_PAUSE},
+    queue::{Limits, Queue, Queued, SHARE_TAKEN_MAX, SHARE_TAKEN_PAUSE},
 };
 
 /// How a worker works.
@@ -175,6 +175,10 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // Also where the task is given up at a stop: only a process that ends in it leaves it without an end.
+        if let Err(err) = self.inner.parts.journal.end(&self.multihash) {
+            tracing::warn!(%err, "the end of a piece of work could not be noted");
+        }
         lock(&self.inner.queue).done(&self.multihash, &self.owner);
         lock(&self.inner.live).remove(&self.multihash);
         self.inner.count();
@@ -360,7 +364,8 @@ impl Inner {
                 let held = Held { job, payload: delivery.payload, answer: Some(hand), came: Instant::now() };
                 if let Err(held) = self.push(held) {
                     metrics::event("postponed");
-                    self.give_back(&held.answer, SHARE_TAKEN_PAUSE).await;
+                    let times = u32::try_from(delivery.delivered).unwrap_or(u32::MAX).clamp(1, SHARE_TAKEN_MAX);
+                    self.give_back(&held.answer, SHARE_TAKEN_PAUSE * times).await;
                 }
             }
             // It may be this host's clock that is wrong, and be set right.
@@ -588,6 +593,14 @@ impl Inner {
         let _running =
             Running { inner: self.clone(), multihash: assignment.multihash.clone(), owner: assignment.owner.clone() };
         self.count();
+        let multihash = assignment.multihash.clone();
+        match self.journaled(move |journal| journal.begin(&multihash)).await {
+            Ok(times) => held.job.begun = times,
+            Err(err) => {
+                self.done("journal", Err(err));
+                return self.give_back(&held.answer, self.options.patience.delay).await;
+            }
+        }
         let mut event = Event::Begin;
         loop {
             let action = held.job.next(std::mem::replace(&mut event, Event::Failed));

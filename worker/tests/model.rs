@@ -416,21 +416,24 @@ fn times_when_kubo_was_away_are_no_tries() {
 }
 
 #[test]
-fn a_message_that_never_has_an_end_is_put_aside() {
+fn work_in_which_the_process_ends_again_and_again_is_put_aside() {
     let mut world = World::new();
     world.decide(0, true, true, true);
-    for _ in 0..100 {
-        world.deliver(0, Mood::Works, Fault::None, Cut::Before(1));
-    }
-    // It may be what ends the worker: it is not begun any more. The ledger still wants it.
-    world.messages[0].delivered = 100;
-    let payload = world.messages[0].payload.clone();
-    let assignment = Assignment::parse(&payload, world.now_us()).unwrap();
-    let job = Job::new(assignment, Origin::Message { delivered: 101 }, 0, world.peer.clone(), patience());
-    let mut job = job;
+    let assignment = Assignment::parse(&world.messages[0].payload, world.now_us()).unwrap();
+    let begun = |times, origin| {
+        let mut job = Job::new(assignment.clone(), origin, 0, world.peer.clone(), patience());
+        job.begun = times;
+        job
+    };
+    // However often it was delivered, which also happens to what only waits for its turn.
+    let message = Origin::Message { delivered: 10_000 };
+    assert_eq!(begun(20, message).next(Event::Begin), Action::Look);
+    let mut job = begun(21, message);
     assert!(matches!(job.next(Event::Begin), Action::Bury(_)));
     assert_eq!(job.next(Event::Done), Action::Acknowledge);
     assert_eq!(job.next(Event::Done), Action::End);
+    // What the ledger wants is left alone for a while.
+    assert!(matches!(begun(21, Origin::Ledger).next(Event::Begin), Action::Postpone(_)));
 }
 
 #[test]

@@ -120,22 +120,24 @@ fn three_agents_pin_a_thousand_at_two_nodes_each_though_one_is_killed_in_the_mid
     agents[0].basalt(&["plane", "migrate"]);
     let running = [0, 1, 2].map(|at| Some(agents[at].start(&[])));
     let [mut first, mut second, mut third] = running;
+    eventually("all three are registered", || (agents[0].registered() == 3).then_some(()));
     // All blocks are at one of them; the others fetch theirs.
     let cids = kubos[0].add(count, "fleet");
     let mut wanted = before.clone();
-    let pairs = [(0, 1), (1, 2), (0, 2)];
-    for (at, share) in cids.chunks(count.div_ceil(pairs.len())).enumerate() {
-        let (one, other) = pairs[at];
-        agents[at].basalt_with(
-            &["pin", "add", "-", "--peer", &kubos[one].peer, "--peer", &kubos[other].peer],
-            &share.join("\n"),
-        );
-        for node in [one, other] {
-            wanted[node].extend(share.iter().cloned());
+    for (at, share) in cids.chunks(count.div_ceil(3)).enumerate() {
+        let said = agents[2 * (at % 2)].basalt_with(&["pin", "add", "-", "--replicas", "2"], &share.join("\n"));
+        let mut placed = 0;
+        for line in said.out.lines() {
+            let (cid, peers) = line.split_once("  to be held by ").unwrap();
+            for peer in peers.split(' ') {
+                let node = kubos.iter().position(|kubo| kubo.peer == peer).unwrap();
+                placed += usize::from(wanted[node].insert(cid.to_owned()));
+            }
         }
+        assert_eq!(placed, 2 * share.len(), "each at two nodes");
         if at == 0 {
             // In the middle of its work, and of the others'.
-            eventually("some are pinned", || (kubos[1].pins().len() > before[1].len() + count / 10).then_some(()));
+            eventually("some are pinned", || (kubos[1].pins().len() > before[1].len() + count / 20).then_some(()));
             second.take().unwrap().kill();
         }
     }

@@ -314,6 +314,13 @@ impl Agent {
         placements.iter().map(|it| (text(&it["peer"]), text(&it["state"]))).collect()
     }
 
+    /// How many nodes the ledger knows.
+    pub fn registered(&self) -> usize {
+        let said = self.try_basalt(&["plane", "nodes", "--json"]);
+        let told: Value = serde_json::from_str(&said.out).unwrap_or_default();
+        told["nodes"].as_array().map_or(0, Vec::len)
+    }
+
     /// What the ledger says of a CID at a peer.
     pub fn state_of(&self, cid: &str, peer: &str) -> String {
         let mut placements = self.placements(cid).into_iter();
