@@ -5,7 +5,7 @@ export BASALT_ROOT := $(CURDIR)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help need build run test test-rust test-go test-run test-zfs test-plane test-snapshots testbed lint fmt bench bench-peers crash-search fuzz broken-rules kill-test soak power-cut full-disk clean
+.PHONY: help need build run test test-rust test-go test-run test-zfs test-plane test-snapshots load-plane testbed lint fmt bench bench-peers crash-search fuzz broken-rules kill-test soak power-cut full-disk clean
 
 go_module := $(dir $(wildcard ffi/go/go.mod))
 
@@ -41,6 +41,9 @@ test-snapshots: need ## take, compare, mount, restore and prune snapshots of a n
 
 test-plane: need ## run the state plane's suites on real CQL servers, which it starts (ONLY=words)
 	@tools/test-plane
+
+load-plane: need ## load PINS=n (1000000) pins into both engines of the state plane: rates, memory, bytes a row
+	@tools/load-plane
 
 testbed: ## build the guest with OpenZFS, once (needs root)
 	@tools/testbed

@@ -275,3 +275,178 @@ pub async fn command(node: &Path, loaded: &Loaded, asked: &Asked<'_>) -> Ended {
         _ => Err(Failure { exit: Exit::Failure, message: String::new() }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, sync::Arc};
+
+    use basalt_kubo::{Auth, Options};
+    use basalt_stateplane::{Change, Model, Pin, PinKey, Want};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// A Kubo of few words: it pins and unpins, and can't find what is asked for.
+    #[derive(Debug, Default)]
+    struct Kubo {
+        pinned: Mutex<BTreeSet<String>>,
+        calls: Mutex<Vec<String>>,
+        lost: Option<String>,
+    }
+
+    impl Kubo {
+        fn answer(&self, call: &str, cid: &str) -> (u16, String) {
+            self.calls.lock().unwrap().push(format!("{call} {cid}"));
+            let error = |message: &str| (500, json!({ "Message": message, "Code": 0, "Type": "error" }).to_string());
+            let mut pinned = self.pinned.lock().unwrap();
+            match call {
+                "pin/add" if self.lost.as_deref() == Some(cid) => error("block was not found"),
+                "pin/add" => {
+                    pinned.insert(cid.to_owned());
+                    (200, json!({ "Pins": [cid] }).to_string() + "\n")
+                }
+                "pin/rm" if pinned.remove(cid) => (200, json!({ "Pins": [cid] }).to_string() + "\n"),
+                "pin/rm" => error("not pinned or pinned indirectly"),
+                other => error(&format!("unexpected call {other}")),
+            }
+        }
+
+        async fn start(self: &Arc<Kubo>) -> Client {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let kubo = Arc::clone(self);
+            tokio::spawn(async move {
+                loop {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    let kubo = Arc::clone(&kubo);
+                    tokio::spawn(async move {
+                        let mut head = Vec::new();
+                        while !head.ends_with(b"\r\n\r\n") {
+                            head.push(stream.read_u8().await.unwrap());
+                        }
+                        let head = String::from_utf8(head).unwrap();
+                        let target = head.split(' ').nth(1).unwrap();
+                        let (path, query) = target.split_once('?').unwrap();
+                        let cid = query.split('&').find_map(|part| part.strip_prefix("arg=")).unwrap_or_default();
+                        let (status, body) = kubo.answer(path.strip_prefix("/api/v0/").unwrap(), cid);
+                        let length = body.len();
+                        let answer = format!(
+                            "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+                        );
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                    });
+                }
+            });
+            let endpoint = format!("http://{address}").parse().unwrap();
+            Client::new(endpoint, &Auth::None, Options::default()).unwrap()
+        }
+    }
+
+    fn multihash(n: u8) -> Multihash {
+        Multihash::from_bytes(&[&[0x12, 0x20][..], &[n; 32]].concat()).unwrap()
+    }
+
+    fn cid(n: u8) -> String {
+        records::forms(&multihash(n), 0x70).pop().unwrap().to_string()
+    }
+
+    /// Wanted as `wants` says, held as `haves`; each wanted one is pinned by somebody.
+    async fn scene(ledger: &Model, clock: &Clock, peer: &Peer, wants: &[(u8, bool)], haves: &[u8]) {
+        for (n, wanted) in wants {
+            let key = PinKey { multihash: multihash(*n), owner: "tenant".parse().unwrap(), codec: 0x70 };
+            let pin = Pin {
+                key,
+                generation: clock.next(),
+                name: None,
+                tags: BTreeSet::new(),
+                replicas: 1,
+                expires: None,
+                created_ms: 1,
+            };
+            if *wanted {
+                ledger.put(pin).await.unwrap();
+            }
+            let want = Want { generation: clock.next(), wanted: *wanted };
+            ledger.want(multihash(*n), peer.clone(), want).await.unwrap();
+        }
+        for n in haves {
+            let have =
+                Have { generation: clock.next(), held: true, answers: None, size_bytes: None, error: None, seen_ms: 1 };
+            ledger.apply(&[Change::Have(multihash(*n), peer.clone(), have)]).await.unwrap();
+        }
+    }
+
+    async fn run(ledger: &Model, clock: &Clock, peer: &Peer, what: Do<'_>) -> (Seen, Vec<(Drift, Multihash, Outcome)>) {
+        let quarantined = [multihash(4)].into();
+        let round = Round { ledger, clock, peer, quarantined: &quarantined, grace: Duration::ZERO };
+        // What was decided in this very millisecond is pending.
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        let told = Mutex::new(Vec::new());
+        let seen = round.run(what, |kind, known, outcome| {
+            told.lock().unwrap().push((kind, known.multihash.clone(), outcome.clone()));
+        });
+        let seen = seen.await.unwrap();
+        let mut told = told.into_inner().unwrap();
+        told.sort_by(|a, b| a.1.cmp(&b.1));
+        (seen, told)
+    }
+
+    #[tokio::test]
+    async fn a_repair_pins_what_is_missing_unpins_what_is_surplus_and_touches_nothing_else() {
+        let (ledger, clock) = (Model::new(), Clock::new());
+        let peer: Peer = "12D3KooW".parse().unwrap();
+        let pinned = [3, 4, 5].map(cid).into();
+        let kubo = Arc::new(Kubo { pinned: Mutex::new(pinned), lost: Some(cid(2)), ..Kubo::default() });
+        let client = kubo.start().await;
+        // 1 is missing, 2 too and can't be found, 3 is surplus, 4 is damaged, 5 is nobody's, 6 is as it should be.
+        let wants = [(1, true), (2, true), (3, false), (4, true), (6, true)];
+        scene(&ledger, &clock, &peer, &wants, &[3, 4, 5, 6]).await;
+        let (seen, found) = run(&ledger, &clock, &peer, Do::Nothing).await;
+        assert_eq!((seen.missing, seen.surplus, seen.quarantined, seen.foreign), (2, 1, 1, 1));
+        let kinds: Vec<_> = found.iter().map(|(kind, of, _)| (*kind, of.clone())).collect();
+        let wanted = [(Drift::Missing, 1), (Drift::Missing, 2), (Drift::Surplus, 3), (Drift::Quarantined, 4)];
+        assert_eq!(kinds, wanted.map(|(kind, n)| (kind, multihash(n))));
+        assert!(kubo.calls.lock().unwrap().is_empty(), "only looking does nothing");
+
+        let (_, done) = run(&ledger, &clock, &peer, Do::Repair(&client, 0.0)).await;
+        let outcome = |n: u8| done.iter().find(|(_, of, _)| *of == multihash(n)).map(|(.., outcome)| outcome.clone());
+        assert_eq!(
+            (outcome(1), outcome(3), outcome(4)),
+            (Some(Outcome::Repaired), Some(Outcome::Repaired), Some(Outcome::Repaired))
+        );
+        assert!(matches!(outcome(2), Some(Outcome::Failed(why)) if why.contains("block was not found")));
+        let wanted: BTreeSet<_> = [1, 4, 5].map(cid).into();
+        assert_eq!(*kubo.pinned.lock().unwrap(), wanted, "6 was held already, 5 is nobody's");
+        let failed = ledger.placement(&multihash(2), &peer).await.unwrap().unwrap().have.unwrap();
+        assert!(!failed.held && failed.error.unwrap().contains("not found"));
+        let (seen, _) = run(&ledger, &clock, &peer, Do::Nothing).await;
+        assert_eq!((seen.missing, seen.surplus), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_kubo_that_is_away_is_no_news_of_its_pins() {
+        let (ledger, clock) = (Model::new(), Clock::new());
+        let peer: Peer = "12D3KooW".parse().unwrap();
+        scene(&ledger, &clock, &peer, &[(1, true)], &[]).await;
+        let nobody = Client::new("http://127.0.0.1:1".parse().unwrap(), &Auth::None, Options::default()).unwrap();
+        let (_, done) = run(&ledger, &clock, &peer, Do::Repair(&nobody, 0.0)).await;
+        assert!(matches!(&done[0].2, Outcome::Failed(why) if why.contains("127.0.0.1:1")), "{done:?}");
+        assert_eq!(ledger.placement(&multihash(1), &peer).await.unwrap().unwrap().have, None);
+    }
+
+    #[tokio::test]
+    async fn repairs_keep_to_their_rate() {
+        let (ledger, clock) = (Model::new(), Clock::new());
+        let peer: Peer = "12D3KooW".parse().unwrap();
+        let kubo = Arc::new(Kubo::default());
+        let client = kubo.start().await;
+        scene(&ledger, &clock, &peer, &[(1, true), (2, true), (3, true), (7, true), (8, true)], &[]).await;
+        let begun = Instant::now();
+        run(&ledger, &clock, &peer, Do::Repair(&client, 20.0)).await;
+        assert_eq!(kubo.pinned.lock().unwrap().len(), 5);
+        assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
+    }
+}

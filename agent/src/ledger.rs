@@ -85,7 +85,7 @@ impl Hosted {
             folder: folder(node),
             config: config.clone(),
             ledger: Arc::new(Deferred::new(engine)),
-            database: Arc::new(Deferred::new("cql")),
+            database: Arc::new(Deferred::behind("cql")),
             buffered: OnceLock::new(),
             clock: Arc::new(Clock::new()),
             registrar: OnceLock::new(),

@@ -3,14 +3,14 @@
 //! Who starts does not wait for a database: until the ledger is there, all that is asked of it fails as `Unavailable`, with the reason why it is
 //! not there yet.
 
-use std::sync::Arc;
 use std::{
     fmt,
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Instant,
 };
 
 use async_trait::async_trait;
+use tokio::sync::OnceCell;
 
 use crate::{
     Bucket, Change, Claim, Class, Conditional, Cursor, Error, Expiry, ExpiryShard, Generation, Multihash, Operation,
@@ -22,6 +22,9 @@ pub struct Deferred {
     engine: &'static str,
     ledger: OnceLock<Arc<dyn PinLedger>>,
     why_not: Mutex<Option<Error>>,
+    /// Whether changes are counted by their buckets here, and by which key.
+    spread: bool,
+    key: OnceCell<PlaneKey>,
 }
 
 impl fmt::Debug for Deferred {
@@ -33,7 +36,22 @@ impl fmt::Debug for Deferred {
 impl Deferred {
     /// None yet.
     pub fn new(engine: &'static str) -> Deferred {
-        Deferred { engine, ledger: OnceLock::new(), why_not: Mutex::default() }
+        Deferred { engine, ledger: OnceLock::new(), why_not: Mutex::default(), spread: true, key: OnceCell::new() }
+    }
+
+    /// None yet; it will stand behind another that counts what changes already.
+    pub fn behind(engine: &'static str) -> Deferred {
+        Deferred { spread: false, ..Deferred::new(engine) }
+    }
+
+    async fn spread(&self, changes: &[Change]) {
+        if !self.spread {
+            return;
+        }
+        let key = self.key.get_or_try_init(|| async { self.ledger()?.key().await }).await;
+        if let Ok(key) = key {
+            changes.iter().for_each(|change| metrics::changed(key.bucket(change.multihash())));
+        }
     }
 
     /// From now on it is this one. The first one stays.
@@ -79,6 +97,9 @@ impl PinLedger for Deferred {
         let began = Instant::now();
         let done = self.ledger()?.apply(changes).await;
         self.note("apply", began, &done);
+        if done.is_ok() {
+            self.spread(changes).await;
+        }
         done
     }
 

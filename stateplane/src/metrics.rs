@@ -1,6 +1,6 @@
 //! What is counted of the state plane, in the process's own registry (`/metrics` shows all of it). Whoever does the work counts it, by these.
 //!
-//! No label has as many values as there are pins, owners or buckets.
+//! No label has as many values as there are pins, owners or buckets; buckets are counted by 256 ranges.
 
 use std::sync::LazyLock;
 
@@ -80,16 +80,9 @@ static MISMATCHING: LazyLock<Option<prometheus::IntGaugeVec>> = LazyLock::new(||
     )
 });
 
-static HOTTEST: LazyLock<Option<IntGauge>> = LazyLock::new(|| {
-    gauge(
-        "plane_hottest_bucket_changes",
-        "Changes of this node's placements in the bucket that has most, in the last five minutes.",
-    )
-});
-
-static CHANGES: LazyLock<Option<prometheus::Gauge>> = LazyLock::new(|| {
-    let help = "Changes of this node's placements in a bucket that has any, in the mean, in the last five minutes.";
-    shown(prometheus::Gauge::new("plane_mean_bucket_changes", help), "plane_mean_bucket_changes")
+static BUCKETS: LazyLock<Option<IntCounterVec>> = LazyLock::new(|| {
+    let help = "Changes by range of buckets (the high byte of a bucket's number): a range that has many more than others has a hot bucket.";
+    counter(opts!("plane_bucket_changes_total", help), &["range"])
 });
 
 static REPAIRS: LazyLock<Option<IntCounterVec>> = LazyLock::new(|| {
@@ -164,10 +157,10 @@ pub fn drift(placements: u64, mismatching: &[(&str, u64)]) {
     }
 }
 
-/// Changes of the hottest bucket, and in the mean of those that had any.
-pub fn buckets(hottest: u64, mean: f64) {
-    HOTTEST.iter().for_each(|family| family.set(i64::try_from(hottest).unwrap_or(i64::MAX)));
-    CHANGES.iter().for_each(|family| family.set(mean));
+/// Something in this bucket was changed.
+pub fn changed(bucket: crate::Bucket) {
+    let range = format!("{:02x}", bucket.0 >> 8);
+    BUCKETS.iter().for_each(|family| family.with_label_values(&[&range]).inc());
 }
 
 /// A mismatching placement was repaired, or was not.

@@ -8,5 +8,6 @@ mod alone;
 mod bad_input;
 mod flatfs_and_car;
 mod pages;
+mod plane;
 mod sandbox;
 mod scrub;
