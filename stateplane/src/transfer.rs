@@ -9,7 +9,7 @@
 //! Records keep their generations, so an import may be made again, and over a ledger that has gone on: what is newer there stays. What removals left behind to fence older changes
 //! is not in it: a pin that was removed less than ten days ago on the target stays removed, on an empty one nothing is known of it.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 
 use minicbor::{Decode, Encode, bytes::ByteVec};
 
@@ -102,10 +102,13 @@ struct Frames<R> {
 
 impl<R: Read> Frames<R> {
     fn begin(mut from: R) -> Result<Frames<R>> {
-        let mut magic = [0; MAGIC.len()];
-        from.read_exact(&mut magic).map_err(|err| corrupt(0, err))?;
-        if magic != MAGIC {
+        let mut magic = Vec::new();
+        from.by_ref().take(MAGIC.len() as u64).read_to_end(&mut magic).map_err(failed("read"))?;
+        if !MAGIC.starts_with(&magic) {
             return Err(corrupt(0, "it does not begin as one of ours of version 1"));
+        }
+        if magic.len() < MAGIC.len() {
+            return Err(corrupt(0, "it ends too early"));
         }
         Ok(Frames { from, at: MAGIC.len() as u64, bytes: Vec::new() })
     }
@@ -152,6 +155,11 @@ impl Resume {
 
 /// Looks where a stream can go on. `None`: from its beginning.
 pub fn resume(from: impl Read) -> Result<Option<Resume>> {
+    let mut from = BufReader::new(from);
+    // One that was cut in its first line has nothing.
+    if MAGIC.starts_with(from.fill_buf().map_err(failed("read"))?) && from.buffer().len() < MAGIC.len() {
+        return Ok(None);
+    }
     let mut frames = Frames::begin(from)?;
     let mut last = None;
     // What comes after the last mark may be anything: the stream was cut there.

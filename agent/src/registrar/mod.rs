@@ -123,7 +123,7 @@ impl Registrar {
         let mut beats = repeated(self.config.heartbeat);
         let mut looks = repeated(self.config.drift_every);
         let mut expiries = repeated(EXPIRE_EVERY);
-        let mut scan = tokio::time::Instant::now();
+        let (mut scan, mut scan_again) = (tokio::time::Instant::now(), AGAIN);
         // The first look comes after the first scan.
         looks.reset();
         loop {
@@ -143,7 +143,9 @@ impl Registrar {
                 }
                 () = tokio::time::sleep_until(scan) => {
                     let done = self.scan(&client, &*ledger, &peer).await;
-                    scan = tokio::time::Instant::now() + if done.is_ok() { self.scan_every() } else { AGAIN_MAX };
+                    let pause = if done.is_ok() { self.scan_every() } else { scan_again };
+                    scan_again = if done.is_ok() { AGAIN } else { (2 * scan_again).min(AGAIN_MAX) };
+                    scan = tokio::time::Instant::now() + pause;
                     done
                 }
                 _ = looks.tick() => self.look(&client, &*ledger, &peer).await,
@@ -214,11 +216,14 @@ impl Registrar {
                     )?;
                 metrics::event(if held { "seen" } else { "gone" });
                 // A ledger that is away is told anyway: that is what the journal is for.
-                let known = ledger.placement(multihash, peer).await.unwrap_or_default();
-                let have = known.as_ref().and_then(|known| known.have.as_ref());
-                if have.is_some_and(|have| have.held == held) || (have.is_none() && !held) {
-                    continue;
+                let known = ledger.placement(multihash, peer).await;
+                if let Ok(known) = &known {
+                    let have = known.as_ref().and_then(|known| known.have.as_ref());
+                    if have.is_some_and(|have| have.held) == held {
+                        continue;
+                    }
                 }
+                let known = known.unwrap_or_default();
                 let answers = known.as_ref().and_then(|known| known.want).filter(|want| want.wanted == held);
                 let have = Have {
                     generation,

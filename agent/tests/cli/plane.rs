@@ -7,11 +7,9 @@ fn a_ledger_that_is_away_makes_the_agent_degraded_and_nothing_else() {
     let sandbox = Sandbox::with_node();
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     // Nobody is there, and a connection takes its time to be given up.
-    let config = format!(
-        "[plane]\nengine = \"cql\"\n[cql]\ncontact_points = [\"127.0.0.1:1\"]\n[http]\nlisten = \"{address}\"\n"
-    );
+    let config = "[plane]\nengine = \"cql\"\n[cql]\ncontact_points = [\"127.0.0.1:1\"]\n";
     std::fs::write(sandbox.node().join("basalt.toml"), config).unwrap();
-    let _agent = sandbox.agent(&[]);
+    let _agent = sandbox.agent(&["--http-listen", &address.to_string()]);
     let file = sandbox.write("blocks.car", car(&(0..9).map(block).collect::<Vec<_>>()));
     sandbox.basalt(&["import", "car", file.to_str().unwrap()]).ok();
     let ready = eventually("the agent says that it is degraded", || {
