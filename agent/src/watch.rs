@@ -353,8 +353,9 @@ impl Reader {
             for file in files.difference(&before) {
                 match place_of(file, layout) {
                     Some(path) if path.exists() => {
+                        // A whole file is not lost, and the list keeps it long after it is mended.
                         let part =
-                            CheckPartRequest { path: path.display().to_string(), start: 0, end: 0, persists: true };
+                            CheckPartRequest { path: path.display().to_string(), start: 0, end: 0, persists: false };
                         report(&part, check(&part), counts);
                     }
                     Some(path) => tracing::warn!(
@@ -390,12 +391,13 @@ impl Reader {
                 _ => (0, 0),
             };
             let path = path.display().to_string();
+            let persists = *persists && block.level == 0;
             match parts
                 .last_mut()
-                .filter(|last| last.path == path && last.persists == *persists && last.end == start && start > 0)
+                .filter(|last| last.path == path && last.persists == persists && last.end == start && start > 0)
             {
                 Some(last) => last.end = end,
-                None => parts.push(CheckPartRequest { path, start, end, persists: *persists }),
+                None => parts.push(CheckPartRequest { path, start, end, persists }),
             }
         }
         parts
@@ -623,7 +625,7 @@ mod tests {
             [world.part(3 * size, 5 * size, true), world.part(9 * size, 10 * size, false)]
         );
         world.shared.heard(&world.event(5, "ereport.fs.zfs.data", world.place(objset, 1, 0)));
-        assert_eq!(world.asked(&mut reader), [world.part(0, 0, true)], "what points to data may point to any");
+        assert_eq!(world.asked(&mut reader), [world.part(0, 0, false)], "what points to data may point to any");
         assert_eq!(world.shared.counts.read_back.with_label_values(&["whole"]).get(), 9);
     }
 
@@ -666,7 +668,7 @@ mod tests {
         world.model.set_damaged(&pool, files);
         let mut reader = Reader::default();
         world.shared.heard(&world.event(1, "ereport.fs.zfs.data", None));
-        assert_eq!(world.asked(&mut reader), [world.part(0, 0, true)]);
+        assert_eq!(world.asked(&mut reader), [world.part(0, 0, false)]);
         world.shared.heard(&world.event(2, "ereport.fs.zfs.data", None));
         assert_eq!(world.asked(&mut reader), []);
         let by_number = DamagedFile::Object(format!("tank/basalt/shards/01:<{:#x}>", world.inode));

@@ -61,7 +61,7 @@ impl Event {
     pub fn kind(&self) -> EventKind {
         let Some((family, what)) = self.class.split_once(".fs.zfs.") else { return EventKind::Other };
         match (family, what) {
-            ("ereport", "checksum") => EventKind::Checksum,
+            ("ereport", "checksum" | "dio_verify_rd") => EventKind::Checksum,
             ("ereport", "data" | "authentication") => EventKind::Data,
             ("ereport", "io" | "probe_failure") => EventKind::Io,
             ("ereport", "delay" | "deadman") => EventKind::Slow,

@@ -318,7 +318,8 @@ impl Store {
     }
 
     /// Checks what stands in a part of one of the store's segment files, by its name in the store's folder, hashes too; what is damaged is quarantined when it
-    /// returns. `persists` says that whoever named the part knows that the disk has no good copy of it: what can't be read is then not tried again first.
+    /// returns. `persists` says that whoever named the part knows that the disk has no good copy of it: what can't be read is then not tried again first, and what
+    /// is still read, from memory, is written anew.
     /// `None`: the store has no such segment (any more).
     pub fn check_part(&self, file: &str, part: Range<u64>, persists: bool) -> Result<Option<PartChecked>> {
         match segment::id_of_file_name(file) {

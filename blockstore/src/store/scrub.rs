@@ -404,7 +404,7 @@ impl Core {
     }
 
     /// Checks the records that stand in a part of a segment, by their hashes too, outside of any pass. Where `persists`, whoever named the part knows that no
-    /// copy of it is left, so what can't be read is quarantined now and not after some tries. `None`: there is no such segment.
+    /// copy of it is left on the disk: what can't be read is quarantined now and not after some tries, and what still reads is written anew. `None`: there is no such segment.
     pub(super) fn check_part(
         self: &Arc<Self>,
         id: u64,
@@ -429,13 +429,44 @@ impl Core {
         }
         let mut at = self.record_before(&mut window, part.start.max(RECORDS_START), end);
         while at < to {
-            at = self.scrub_record(&mut window, at, end, true, &mut state, &mut step)?;
+            let record = window.record(at, end).ok().flatten();
+            let next = self.scrub_record(&mut window, at, end, true, &mut state, &mut step)?;
+            // ZFS gives out of its memory what the disk has no more.
+            if persists
+                && let Some((header, key)) = record.filter(|(header, _)| header.kind == Kind::Put)
+                && next == at + header.record_bytes()
+                && self.rescue(&key, Location::new(id, at))?
+            {
+                state.rescued += 1;
+            }
+            at = next;
         }
         step.bytes = window.read;
         if persists && state.unreadable > 0 {
             self.give_up_unreadable(&segment, &mut state, &mut step)?;
         }
         Ok(Some(PartChecked::of(state, step)))
+    }
+
+    /// Writes a key anew whose place on the disk is known to be lost, if it still reads; `false` where it does not or stands elsewhere.
+    fn rescue(self: &Arc<Self>, key: &[u8], location: Location) -> Result<bool> {
+        let live = {
+            let stripe = self.stripe(self.stripe_of(key));
+            self.newest(&stripe, key)?.map(|(live, _)| live)
+        };
+        let Some(live) = live.filter(|live| live.location() == location && !live.quarantined) else { return Ok(false) };
+        let value = match &live.inline {
+            Some(inline) => inline.to_vec(),
+            None => {
+                let mut value = vec![0; live.size as usize];
+                if self.read_at(location, key, &mut value).is_err() {
+                    return Ok(false);
+                }
+                value
+            }
+        };
+        tracing::warn!(key = %self.name(key), "the disk has no good copy of it and memory has: writing it anew");
+        self.rewrite(key, location, &value)
     }
 
     /// The record that stands at `offset` or before it, by the summaries of a sealed segment, else by walking there from the beginning.

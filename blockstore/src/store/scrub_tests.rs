@@ -836,6 +836,14 @@ fn what_no_copy_is_left_of_is_quarantined_at_once_and_what_may_come_back_is_not(
     let checked = shard.store().check_part(&file, part.clone(), true).unwrap().unwrap();
     assert_eq!((checked.unreadable, checked.quarantined), (0, vec![(key.as_bytes().to_vec(), Rot::Unreadable)]));
     assert_eq!(get(&shard, key), Err(ErrorKind::NotFound));
+    // What memory still has is written anew, where the disk is whole.
+    let (kept, value) = &blocks[9];
+    let (file, part) = part_of(&shard, kept, value);
+    let checked = shard.store().check_part(&file, part.clone(), true).unwrap().unwrap();
+    assert_eq!((checked.records, checked.rescued, checked.quarantined.len()), (1, 1, 0));
+    world.bad.lock().unwrap().unreadable.push((Path::new(DIR).join(&file), part.start, part.end));
+    assert_eq!(get(&shard, kept).as_ref(), Ok(value));
+    assert_eq!(shard.store().check_part(&file, part, true).unwrap().unwrap().quarantined, []);
     // A disk that gives nothing at all is no rot.
     let (other, value) = &blocks[4];
     let (file, part) = part_of(&shard, other, value);

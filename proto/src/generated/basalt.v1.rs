@@ -170,7 +170,7 @@ pub struct CheckPartRequest {
     /// 0: to the end of the file
     #[prost(uint64, tag = "3")]
     pub end: u64,
-    /// no copy of it is left: what can't be read is not tried again first
+    /// the disk has no copy of it: what can't be read is not tried again first, what is read from memory is written anew
     #[prost(bool, tag = "4")]
     pub persists: bool,
 }

@@ -451,7 +451,7 @@ type CheckPartRequest struct {
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // of the file, as the node's host sees it
 	Start         uint64                 `protobuf:"varint,2,opt,name=start,proto3" json:"start,omitempty"`
 	End           uint64                 `protobuf:"varint,3,opt,name=end,proto3" json:"end,omitempty"`           // 0: to the end of the file
-	Persists      bool                   `protobuf:"varint,4,opt,name=persists,proto3" json:"persists,omitempty"` // no copy of it is left: what can't be read is not tried again first
+	Persists      bool                   `protobuf:"varint,4,opt,name=persists,proto3" json:"persists,omitempty"` // the disk has no copy of it: what can't be read is not tried again first, what is read from memory is written anew
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
