@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -94,14 +95,30 @@ func SpaceOf(folder string) (Space, error) {
 	return s, err
 }
 
-// Settle has the file system of a folder write out all that is dirty.
+// zfsMagic is what statfs says of OpenZFS.
+const zfsMagic = 0x2fc12fc1
+
+// Settle has the file system of a folder write out all that is dirty. On ZFS syncfs only commits the intent log; blocks get their places, and files their
+// sizes on disk, with the next transaction group.
 func Settle(folder string) error {
 	f, err := os.Open(folder)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return unix.Syncfs(int(f.Fd()))
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return err
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(folder, &st); err != nil {
+		return err
+	}
+	if st.Type == zfsMagic {
+		if text, err := exec.Command("zpool", "sync").CombinedOutput(); err != nil {
+			return fmt.Errorf("zpool sync: %w: %s", err, text)
+		}
+	}
+	return nil
 }
 
 // Forget has the page cache let go of a folder's files, which nobody may have mapped. With all, and where we are root, of everything that
