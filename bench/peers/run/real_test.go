@@ -125,3 +125,17 @@ func TestAProgramThatDiesIsAFailureOfItsStoreAlone(t *testing.T) {
 		}
 	}
 }
+
+func TestRoundsInterleaveTheStores(t *testing.T) {
+	var log strings.Builder
+	measured(t, "flatfs sync,leveldb", "W9", func(p *Plan) { p.Rounds, p.Log = 2, &log })
+	var turns []string
+	for line := range strings.Lines(log.String()) {
+		turn, _, _ := strings.Cut(line, " (")
+		turns = append(turns, turn)
+	}
+	want := "W9 round 1 flatfs sync; W9 round 1 leveldb; W9 round 2 flatfs sync; W9 round 2 leveldb"
+	if got := strings.Join(turns, "; "); got != want {
+		t.Errorf("%s", got)
+	}
+}
