@@ -5,7 +5,7 @@ export BASALT_ROOT := $(CURDIR)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help need build run test test-rust test-go test-run test-zfs test-plane test-snapshots load-plane testbed lint fmt bench bench-peers crash-search fuzz broken-rules kill-test soak power-cut full-disk clean
+.PHONY: help need build run test test-rust test-go test-run test-zfs test-life test-plane test-snapshots load-plane testbed lint fmt bench bench-peers crash-search fuzz broken-rules kill-test soak power-cut full-disk clean
 
 go_module := $(dir $(wildcard ffi/go/go.mod))
 
@@ -35,6 +35,9 @@ test-run: need # what `make run` does, with a small tree, once
 
 test-zfs: need ## run the ZFS suites on real OpenZFS, in a guest or on BASALT_TEST_POOL (SEED=0x... ONLY=words)
 	@tools/test-zfs
+
+test-life: need ## let a node live on real OpenZFS in a guest: bad sectors, lost disks, full pools, keys, restores (ONLY=words)
+	@tools/test-zfs --life
 
 test-snapshots: need ## take, compare, mount, restore and prune snapshots of a node under Kubo on real OpenZFS, in a guest
 	@tools/test-snapshots
