@@ -29,6 +29,7 @@ use crate::{
     logging::{self, LevelHandle},
     metrics,
     notify::Notifier,
+    say::tell,
     watch,
     worker::HostedWorker,
 };
@@ -40,9 +41,13 @@ const CLOSE_MARGIN: Duration = Duration::from_secs(60);
 
 /// Serves a node.
 pub async fn agent(node: &Path, options: &Agent) -> Outcome {
-    let file = require_node(node)?;
+    // First of all: a restore that was killed may have left no node here.
+    let folder = node.to_path_buf();
+    let settled = tokio::task::spawn_blocking(move || crate::snapshot::at_start(&folder)).await.unwrap_or_default();
+    let file = require_node(node).inspect_err(|_| settled.iter().for_each(|line| tell!("basalt: {line}")))?;
     let loaded = Loaded::load(node, &options.config)?;
     let level = begin_log(node, &file, options, &loaded)?;
+    settled.iter().for_each(|line| tracing::warn!("{line}"));
     raise_open_files();
     // From here on, what ends the agent is in its log as well.
     let outcome = serve(node, options, loaded, level).await;

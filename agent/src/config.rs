@@ -10,7 +10,7 @@ use std::{
 };
 
 use basalt_node::config::{self as node_config, ConfigError, Kind, Place, Problem, Setting, Settings, Value};
-use basalt_snapshots::{Policy, Schedule};
+use basalt_snapshots::{Content, Policy, Schedule};
 
 use crate::{
     cli::ConfigSource,
@@ -140,6 +140,23 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         section: "snapshots",
+        key: "keep_metadata",
+        kind: Kind::List,
+        default: || Value::List(Vec::new()),
+        reload: false,
+        about: "For how long, in the words of `keep`, the datasets of metadata (pins, names, the MFS root) are kept of sets that `keep` keeps no more. What is left \
+                of such a set restores no node: it tells what was pinned (`basalt snapshot diff`).",
+    },
+    Setting {
+        section: "snapshots",
+        key: "keep_repo",
+        kind: Kind::List,
+        default: || Value::List(Vec::new()),
+        reload: false,
+        about: "The same for the dataset of Kubo's repo folder (config, keystore), where it has one of its own.",
+    },
+    Setting {
+        section: "snapshots",
         key: "min_age_s",
         kind: Kind::Integer { min: 0, max: 315_360_000 },
         default: || Value::Integer(3600),
@@ -202,9 +219,17 @@ fn snapshots(settings: &Settings, path: &Path) -> Result<Snapshots, ConfigError>
         let problem = Problem { place, message: format!("[snapshots] {key}: {message}"), remedy: remedy.to_owned() };
         ConfigError { path: path.to_owned(), problems: vec![problem] }
     };
-    let words = settings.list("snapshots", "keep");
-    let keep = Policy::parse(words.iter().map(String::as_str), settings.integer("snapshots", "min_age_s"));
-    let keep = keep.map_err(|err| problem("keep", err.to_string(), "write a list as in [\"last:3\", \"daily:7\"]"))?;
+    let policy = |key: &str, min_age_s| {
+        let words = settings.list("snapshots", key);
+        let policy = Policy::parse(words.iter().map(String::as_str), min_age_s);
+        policy.map_err(|err| problem(key, err.to_string(), "write a list as in [\"last:3\", \"daily:7\"]"))
+    };
+    let mut keep = policy("keep", settings.integer("snapshots", "min_age_s"))?;
+    for (key, content) in [("keep_metadata", Content::Metadata), ("keep_repo", Content::Repo)] {
+        if !settings.list("snapshots", key).is_empty() {
+            keep.longer.insert(content, policy(key, 0)?);
+        }
+    }
     let text = |key: &str| Some(settings.text("snapshots", key)).filter(|text| !text.is_empty());
     let schedule = text("schedule").map(str::to_owned);
     if let Some(line) = &schedule {

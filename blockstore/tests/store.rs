@@ -240,6 +240,36 @@ fn opening_for_reading_writes_nothing_and_sees_the_tail() {
 }
 
 #[test]
+fn opening_a_snapshot_replays_the_tail_alone_however_long_the_log() {
+    let mut world = World::new();
+    world.options.replay_records_max = 16;
+    let store = world.open();
+    for number in 0..300u32 {
+        put(&store, number, 700);
+        store.step();
+        if number % 37 != 0 {
+            continue;
+        }
+        // What a snapshot of this instant has, without stopping the store.
+        store.sync().unwrap();
+        let steps = world.disk.steps();
+        let snapshot = Store::open_read_only(Path::new(DIR), &world.env(), world.options.clone()).unwrap();
+        assert_eq!(snapshot.stats().count, u64::from(number) + 1);
+        assert!(snapshot.stats().replayed <= 17, "{} of {number} records", snapshot.stats().replayed);
+        drop(snapshot);
+        assert_eq!(world.disk.steps(), steps);
+    }
+    drop(store);
+    world.power_cut(Loss::Process);
+    let reopened = world.open();
+    assert!((1..=17).contains(&reopened.stats().replayed), "{}", reopened.stats().replayed);
+    reopened.close().unwrap();
+    assert_eq!(world.open().stats().replayed, 0, "after a clean close there is no tail");
+    world.lose_index();
+    assert!(world.open().stats().replayed >= 300, "without an index it is all of the log");
+}
+
+#[test]
 fn space_comes_back_by_holes_compaction_and_whole_segments() {
     let world = World::new();
     let store = world.open();

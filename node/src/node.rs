@@ -151,7 +151,8 @@ impl Node {
         };
         tracing::info!(
             node_id = %node.file.node_id, path = %node.path.display(), host = %node.host, shards = node.file.shards.len(),
-            durability = %node.config.datastore.durability, open_ms = begin.elapsed().as_millis() as u64, "node opened"
+            durability = %node.config.datastore.durability, open_ms = begin.elapsed().as_millis() as u64,
+            replayed = node.replayed(), "node opened"
         );
         Ok(Arc::new(node))
     }
@@ -239,6 +240,12 @@ impl Node {
     }
 
     /// Whether a write that is submitted now may wait for a flush before it is even written, and so hold its thread.
+    /// Records of its logs that the open had to replay: the tail since the last flush of the indexes.
+    pub fn replayed(&self) -> u64 {
+        let stats = self.datastore.stats();
+        stats.shards.iter().chain([&stats.keyspace]).map(|stats| stats.replayed).sum()
+    }
+
     pub(crate) fn writes_wait(&self) -> bool {
         self.datastore.writes_wait()
     }

@@ -277,6 +277,7 @@ impl ShardSet {
             dead_bytes: a.dead_bytes + b.dead_bytes,
             unflushed_bytes: a.unflushed_bytes + b.unflushed_bytes,
             quarantined: a.quarantined + b.quarantined,
+            replayed: a.replayed + b.replayed,
         })
     }
 

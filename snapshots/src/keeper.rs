@@ -5,8 +5,8 @@ use std::sync::Arc;
 use basalt_zfs::{Class, Dataset, Pool, Snapshot, Zfs};
 
 use crate::{
-    Edge, Error, FileJournal, Guard, Intent, Item, Journal, Judgement, Kind, Lease, Policy, Record, Result, SetName,
-    SnapshotSet, Verdict, judge, order,
+    Content, Contents, Edge, Error, FileJournal, Guard, Intent, Item, Journal, Judgement, Kind, Lease, Policy, Record,
+    Result, SetName, SnapshotSet, Verdict, judge, order,
 };
 
 /// Most operations take less.
@@ -17,6 +17,7 @@ pub struct Keeper {
     pub(crate) zfs: Arc<dyn Zfs>,
     pub(crate) journal: Box<dyn Journal>,
     pub(crate) datasets: Vec<Dataset>,
+    pub(crate) contents: Vec<Option<Content>>,
     pub(crate) record: Record,
 }
 
@@ -38,12 +39,23 @@ impl Keeper {
         if !node.is_empty() {
             record.node = node.to_owned();
         }
-        Ok(Keeper { zfs, journal, datasets, record })
+        let contents = vec![None; datasets.len()];
+        Ok(Keeper { zfs, journal, datasets, contents, record })
     }
 
     /// Opens the keeper with its record in a folder: see [`FileJournal::open`]. Who is at work is waited for, for a moment.
     pub fn open(zfs: Arc<dyn Zfs>, dir: &std::path::Path, datasets: Vec<Dataset>, node: &str) -> Result<Keeper> {
         Keeper::new(zfs, Box::new(FileJournal::open(dir, PATIENCE)?), datasets, node)
+    }
+
+    /// Says what datasets hold, so that a policy may keep a class of them for longer; the others are of no class, and stay and go with whole sets.
+    pub fn know_contents(&mut self, of: impl Fn(&Dataset) -> Option<Content>) {
+        self.contents = self.datasets.iter().map(of).collect();
+    }
+
+    /// What is left of a set that is not whole, if that has a name; none: it was broken.
+    pub fn left(&self, set: &SnapshotSet) -> Option<Contents> {
+        Contents::left(self.contents.iter().copied().zip(set.members.iter().map(Option::is_some)))
     }
 
     /// The node's datasets, metadata first.
@@ -200,7 +212,7 @@ impl Keeper {
 
     /// What a policy would do now, for each set, with the reasons.
     pub fn explain(&self, policy: &Policy, now_unix_s: u64, by: Judgement) -> Result<Vec<Verdict>> {
-        let items: Vec<Item> = self.sets()?.iter().map(Item::from).collect();
+        let items: Vec<Item> = self.sets()?.iter().map(|set| Item::new(set, &self.contents)).collect();
         Ok(judge(&items, policy, &self.guards()?, &self.record.edges, now_unix_s, by))
     }
 

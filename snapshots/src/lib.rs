@@ -12,6 +12,7 @@
 //!
 //! What this crate must not know, it is given: how a node holds its deletes ([`Quiesce`]), how long to wait between batches ([`Pace`]), what time it is.
 
+mod content;
 mod error;
 mod hold;
 mod journal;
@@ -24,6 +25,7 @@ mod schedule;
 mod set;
 mod take;
 
+pub use content::{Content, Contents};
 pub use error::{Error, Kind, Result};
 pub use journal::{Aside, FileJournal, HoldRecord, Intent, Journal, Lease, MemberState, Phase, Record};
 pub use keeper::Keeper;

@@ -1,8 +1,10 @@
 //! How many sets are kept, and of which times.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use chrono::{DateTime, Datelike, Utc};
+
+use crate::Content;
 
 /// What a rung counts, by the calendar of UTC. There is no summer time in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,6 +69,8 @@ pub struct Policy {
     pub rungs: Vec<Rung>,
     /// Nothing younger is destroyed.
     pub min_age_s: u64,
+    /// What of a set is kept for longer when nothing keeps the whole of it any more: such a set is *thinned*, and restores no node. It takes nothing from whole sets.
+    pub longer: BTreeMap<Content, Policy>,
 }
 
 /// Words of a policy that make no sense.
@@ -84,7 +88,7 @@ impl std::error::Error for PolicyError {}
 impl Policy {
     /// Reads words such as `last:6`, `hourly:24`, `15m:96`, `daily:7`, `weekly:4`, `monthly:12`, `yearly:3`.
     pub fn parse<'a>(words: impl IntoIterator<Item = &'a str>, min_age_s: u64) -> Result<Policy, PolicyError> {
-        let mut policy = Policy { last: 0, rungs: Vec::new(), min_age_s };
+        let mut policy = Policy { last: 0, rungs: Vec::new(), min_age_s, longer: BTreeMap::new() };
         for word in words {
             let wrong = |why: &str| PolicyError(format!("{word:?} says nothing about what to keep: {why}"));
             let (what, count) = word.split_once(':').ok_or_else(|| wrong("write PERIOD:COUNT, as in daily:7"))?;

@@ -1,11 +1,11 @@
 //! Destroying what a judgement destroys: in batches that a pool can digest, and never what someone holds.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use basalt_zfs::{Class, Dataset, Holder, Pool, Snapshot, When, Zfs};
 
 use crate::{
-    Error, Fate, Intent, Keeper, Result, SetName, Verdict,
+    Content, Contents, Error, Fate, Intent, Keeper, Result, SetName, Verdict,
     keeper::{by_pool, parsed},
 };
 
@@ -63,14 +63,24 @@ pub struct Pruned {
 impl Keeper {
     /// Destroys the sets that the verdicts destroy. What has become busy since is left and named, and fails nothing.
     pub fn prune(&mut self, verdicts: &[Verdict], pace: &dyn Pace) -> Result<Pruned> {
-        let doomed: Vec<&SetName> =
-            verdicts.iter().filter(|verdict| verdict.fate == Fate::Destroy).map(|verdict| &verdict.name).collect();
+        // What of each set stays.
+        let stays = |verdict: &Verdict| match verdict.fate {
+            Fate::Keep => None,
+            Fate::Thin(stays) => Some(stays),
+            Fate::Destroy => Some(Contents::default()),
+        };
+        let doomed: BTreeMap<&SetName, Contents> =
+            verdicts.iter().filter_map(|verdict| Some((&verdict.name, stays(verdict)?))).collect();
         if doomed.is_empty() {
             return Ok(Pruned::default());
         }
-        let sets = self.sets()?;
-        let mut snapshots: Vec<Snapshot> =
-            sets.iter().filter(|set| doomed.contains(&&set.name)).flat_map(|set| set.snapshots().cloned()).collect();
+        let mut snapshots: Vec<Snapshot> = Vec::new();
+        for set in self.sets()? {
+            let Some(stays) = doomed.get(&set.name) else { continue };
+            let goes = |content: &Option<Content>| content.is_none_or(|content| !stays.has(content));
+            let of = set.members.iter().zip(&self.contents).filter(|(_, content)| goes(content));
+            snapshots.extend(of.filter_map(|(member, _)| Some(member.as_ref()?.name.clone())));
+        }
         // By dataset, so that batches are full; oldest first in each.
         snapshots.sort_by_key(|snapshot| self.datasets.iter().position(|dataset| *dataset == snapshot.dataset()));
         self.begin(Intent::Prune { snapshots: snapshots.iter().map(Snapshot::to_string).collect() })?;

@@ -44,6 +44,15 @@ pub struct Swapped {
 impl Keeper {
     /// What a restore of a set would do. Refused where the set is not whole, or where the datasets hold others that are not in it.
     pub fn plan_restore(&self, set: &SnapshotSet) -> Result<RestorePlan> {
+        if let Some(left) = self.left(set).filter(|_| !set.is_whole()) {
+            return Err(Error::refused(format!(
+                "of {} only {left} is left ({} of {} snapshots), as the policy has it, and a part of a node is no node: restore another set; what is left can be compared \
+                 (`basalt snapshot diff`) and read in .zfs/snapshot",
+                set.name,
+                set.found(),
+                set.name.count()
+            )));
+        }
         if !set.is_whole() {
             return Err(Error::refused(format!(
                 "{} has {} of {} snapshots in the node's datasets, and a part of a node is no node: restore another set",

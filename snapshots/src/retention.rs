@@ -10,7 +10,9 @@
 //!    and all sets whose times contradict their order. Nothing is destroyed on the word of a clock that was wrong; the operator may say that the times are good.
 //! 5. A set younger than the least age is kept.
 //! 6. Each rung keeps the youngest set of each of its last periods that have one.
-//! 7. The rest is destroyed.
+//! 7. Of a set that no rule keeps, the classes of datasets that the policy keeps for longer stay, by the same rules among the sets that have that class: it is thinned. It
+//!    restores no node, fills no place of a whole one, and goes when its classes' rules don't keep it either.
+//! 8. The rest is destroyed.
 //!
 //! Time is asked only to keep: the later `now` is, the less rules 4 and 5 keep, but no rule destroys because time has passed. So a clock that runs ahead, an agent that
 //! was off for a year, and missed runs cost nothing that the rungs keep.
@@ -20,7 +22,7 @@ use std::{
     fmt,
 };
 
-use crate::{Period, Policy, SetName, SnapshotSet};
+use crate::{Content, Contents, Period, Policy, SetName, SnapshotSet};
 
 /// Times closer than this contradict nobody: clocks are set by seconds every day.
 pub const TOLERANCE_S: u64 = 300;
@@ -34,15 +36,37 @@ pub struct Item {
     pub name: SetName,
     /// Createtxg and guid of its snapshot on each dataset.
     pub members: Vec<Option<(u64, u64)>>,
+    /// What each dataset holds; those that are missing are of no class.
+    pub contents: Vec<Option<Content>>,
     /// Whether all of them are there.
     pub is_whole: bool,
 }
 
-impl From<&SnapshotSet> for Item {
-    fn from(set: &SnapshotSet) -> Item {
+impl Item {
+    /// A set of datasets that hold these.
+    pub fn new(set: &SnapshotSet, contents: &[Option<Content>]) -> Item {
         let member =
             |entry: &Option<basalt_zfs::SnapshotEntry>| entry.as_ref().map(|entry| (entry.createtxg, entry.guid));
-        Item { name: set.name.clone(), members: set.members.iter().map(member).collect(), is_whole: set.is_whole() }
+        Item {
+            name: set.name.clone(),
+            members: set.members.iter().map(member).collect(),
+            contents: contents.to_vec(),
+            is_whole: set.is_whole(),
+        }
+    }
+
+    /// What is left of it, if that has a name.
+    fn left(&self) -> Option<Contents> {
+        let contents = self.contents.iter().copied().chain(std::iter::repeat(None));
+        Contents::left(contents.zip(self.members.iter().map(Option::is_some)))
+    }
+
+    /// Whether it is what a policy has left of a set, and not a set that was broken.
+    fn is_thinned(&self, policy: &Policy) -> bool {
+        let longer = Content::ALL.into_iter().filter(|one| policy.longer.contains_key(one));
+        let longer = longer.fold(Contents::default(), Contents::and);
+        !self.is_whole
+            && self.left().is_some_and(|left| Content::ALL.into_iter().all(|one| !left.has(one) || longer.has(one)))
     }
 }
 
@@ -78,6 +102,8 @@ pub struct Judgement {
 pub enum Fate {
     /// It stays.
     Keep,
+    /// Only these stay.
+    Thin(Contents),
     /// It goes.
     Destroy,
 }
@@ -105,6 +131,8 @@ pub enum Reason {
     Skewed,
     /// So many of so many snapshots are there.
     Incomplete(usize, usize),
+    /// A class of its datasets is kept for longer, and why.
+    Longer(Content, Box<Reason>),
     /// No rule keeps it.
     Surplus,
 }
@@ -122,6 +150,7 @@ impl fmt::Display for Reason {
             Reason::Undated => f.write_str("its time is from a clock that was never set"),
             Reason::Skewed => f.write_str("its time contradicts the order in which sets were taken"),
             Reason::Incomplete(found, of) => write!(f, "{found} of {of} snapshots are there"),
+            Reason::Longer(content, why) => write!(f, "{content}: {why}"),
             Reason::Surplus => f.write_str("no rule keeps it"),
         }
     }
@@ -174,10 +203,10 @@ pub fn judge(
         keep(at, Reason::Last(rank, policy.last));
     }
 
-    let doubts = doubts(items, now_unix_s, by.trust_times);
-    for (at, (item, doubt)) in items.iter().zip(&doubts).enumerate() {
+    let doubted = doubts(items, &|item| item.is_whole, now_unix_s, by.trust_times);
+    for (at, (item, doubt)) in items.iter().zip(&doubted).enumerate() {
         if !item.is_whole {
-            if !by.incomplete_go {
+            if !by.incomplete_go && !item.is_thinned(policy) {
                 keep(at, Reason::Incomplete(item.members.iter().flatten().count(), item.name.count()));
             }
         } else if let Some(doubt) = doubt {
@@ -186,21 +215,69 @@ pub fn judge(
             keep(at, Reason::MinAge(policy.min_age_s));
         }
     }
+    for (at, why) in rungs(items, &|item| item.is_whole, &doubted, policy) {
+        keep(at, why);
+    }
+    let longer = longer(items, policy, now_unix_s, by);
+
+    let verdict = |((item, reasons), parts): ((&Item, Vec<Reason>), Vec<(Content, Reason)>)| {
+        let name = item.name.clone();
+        if !reasons.is_empty() {
+            return Verdict { name, fate: Fate::Keep, reasons };
+        }
+        if parts.is_empty() {
+            return Verdict { name, fate: Fate::Destroy, reasons: vec![Reason::Surplus] };
+        }
+        let stay = parts.iter().fold(Contents::default(), |all, (content, _)| all.and(*content));
+        let reasons = parts.into_iter().map(|(content, why)| Reason::Longer(content, Box::new(why))).collect();
+        let fate = if item.left() == Some(stay) && !item.is_whole { Fate::Keep } else { Fate::Thin(stay) };
+        Verdict { name, fate, reasons }
+    };
+    items.iter().zip(kept).zip(longer).map(verdict).collect()
+}
+
+/// The youngest of each of the last periods of each rung, among the sets that count and are not in doubt.
+fn rungs(
+    items: &[Item],
+    counts: &dyn Fn(&Item) -> bool,
+    doubted: &[Option<Reason>],
+    policy: &Policy,
+) -> Vec<(usize, Reason)> {
+    let mut kept = Vec::new();
     for rung in &policy.rungs {
         let mut seen = BTreeSet::new();
-        for (at, item) in whole().filter(|(at, _)| doubts.get(*at).is_some_and(Option::is_none)) {
+        let all = items.iter().zip(doubted).enumerate().rev();
+        for (at, (item, _)) in all.filter(|(_, (item, doubt))| counts(item) && doubt.is_none()) {
             let is_full = seen.len() >= rung.count as usize;
             if !is_full && seen.insert(rung.period.number(item.name.taken_unix_s())) {
-                keep(at, Reason::Rung(rung.period, u32::try_from(seen.len()).unwrap_or(u32::MAX), rung.count));
+                kept.push((at, Reason::Rung(rung.period, u32::try_from(seen.len()).unwrap_or(u32::MAX), rung.count)));
             }
         }
     }
+    kept
+}
 
-    let verdict = |(item, reasons): (&Item, Vec<Reason>)| match reasons.is_empty() {
-        true => Verdict { name: item.name.clone(), fate: Fate::Destroy, reasons: vec![Reason::Surplus] },
-        false => Verdict { name: item.name.clone(), fate: Fate::Keep, reasons },
-    };
-    items.iter().zip(kept).map(verdict).collect()
+/// For each set, which of its classes are kept for longer and why.
+fn longer(items: &[Item], policy: &Policy, now_unix_s: u64, by: Judgement) -> Vec<Vec<(Content, Reason)>> {
+    let mut kept: Vec<Vec<(Content, Reason)>> = vec![Vec::new(); items.len()];
+    for (content, policy) in &policy.longer {
+        let has = |item: &Item| {
+            item.left().is_some_and(|left| left.has(*content))
+                || (item.is_whole && item.contents.contains(&Some(*content)))
+        };
+        let doubted = doubts(items, &has, now_unix_s, by.trust_times);
+        let mut all: Vec<(usize, Reason)> =
+            doubted.iter().enumerate().filter_map(|(at, doubt)| Some((at, doubt.clone()?))).collect();
+        let last = items.iter().enumerate().rev().filter(|(_, item)| has(item)).zip(1..=policy.last);
+        all.extend(last.map(|((at, _), rank)| (at, Reason::Last(rank, policy.last))));
+        all.extend(rungs(items, &has, &doubted, policy));
+        for (at, why) in all {
+            if let Some(kept) = kept.get_mut(at) {
+                kept.push((*content, why));
+            }
+        }
+    }
+    kept
 }
 
 /// On each dataset the youngest set that the target has too.
@@ -216,12 +293,12 @@ fn bases(items: &[Item], edge: &Edge) -> BTreeSet<usize> {
     (0..datasets).filter_map(base).collect()
 }
 
-/// Why the time of a set can't be believed; none where it can, or where the set is not whole and its time is not asked.
-fn doubts(items: &[Item], now_unix_s: u64, trust: bool) -> Vec<Option<Reason>> {
+/// Why the time of a set can't be believed; none where it can, or where the set doesn't count (it is not whole) and its time is not asked.
+fn doubts(items: &[Item], counts: &dyn Fn(&Item) -> bool, now_unix_s: u64, trust: bool) -> Vec<Option<Reason>> {
     let mut doubts: Vec<Option<Reason>> = items
         .iter()
         .map(|item| match item.name.taken_unix_s() {
-            _ if !item.is_whole => None,
+            _ if !counts(item) => None,
             taken if taken > now_unix_s.saturating_add(TOLERANCE_S) => Some(Reason::Future(taken - now_unix_s)),
             taken if taken < UNDATED_BEFORE_UNIX_S && !trust => Some(Reason::Undated),
             _ => None,
@@ -236,7 +313,7 @@ fn doubts(items: &[Item], now_unix_s: u64, trust: bool) -> Vec<Option<Reason>> {
         .iter()
         .zip(&doubts)
         .enumerate()
-        .filter(|(_, (item, doubt))| item.is_whole && doubt.is_none())
+        .filter(|(_, (item, doubt))| counts(item) && doubt.is_none())
         .map(|(at, (item, _))| (at, item.name.taken_unix_s()))
         .collect();
     let mut skewed = BTreeSet::new();

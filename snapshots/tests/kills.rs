@@ -14,8 +14,8 @@ use std::{
 };
 
 use basalt_snapshots::{
-    Aside, Error, Fate, Held, HoldRecord, Intent, Journal, Judgement, Keeper, Kind, Lease, Policy, Quiesce, Reason,
-    Record, Result, SnapshotSet, Swapped, Unhurried,
+    Aside, Content, Error, Fate, Held, HoldRecord, Intent, Journal, Judgement, Keeper, Kind, Lease, Policy, Quiesce,
+    Reason, Record, Result, SnapshotSet, Swapped, Unhurried,
 };
 use basalt_zfs::{Class, Dataset, Entity, HoldTag, Model, Pool, Reach, Zfs, model::Fault};
 
@@ -331,6 +331,42 @@ fn a_killed_prune_destroys_what_was_judged_and_nothing_else() {
         assert!(keeper.sets().unwrap().iter().all(SnapshotSet::is_whole));
     });
     assert!(points > 10, "{points}");
+}
+
+#[test]
+fn a_killed_thinning_leaves_the_class_that_is_kept_and_nothing_broken() {
+    let with_contents = |mut keeper: Keeper| {
+        keeper.know_contents(|one| match one.as_str() {
+            "fast/node" | "fast/node/keyspace" => Some(Content::Metadata),
+            _ => Some(Content::Blocks),
+        });
+        keeper
+    };
+    let with_sets = || {
+        let world = World::new();
+        for day in 0..3 {
+            world.take(NOW + day * DAY).unwrap();
+        }
+        world
+    };
+    let mut policy = keep_one();
+    policy.longer.insert(Content::Metadata, Policy::parse(["daily:2"], 0).unwrap());
+    let prune = |_: &World, keeper: Keeper| {
+        let mut keeper = with_contents(keeper);
+        let verdicts = keeper.explain(&policy, NOW + 9 * DAY, Judgement::default())?;
+        keeper.prune(&verdicts, &Unhurried::default())
+    };
+    let points = killed_everywhere(with_sets, prune, |_, keeper, _, ended| {
+        let keeper = with_contents(keeper);
+        let sets = keeper.sets().unwrap();
+        let left: Vec<Option<String>> = sets.iter().map(|set| keeper.left(set).map(|left| left.to_string())).collect();
+        let all = Some("blocks and metadata".to_owned());
+        let pruned = [Some("metadata".to_owned()), all.clone()];
+        assert!(left == pruned || (!ended && left == [all.clone(), all.clone(), all]), "{left:?}");
+        let refused = keeper.plan_restore(&sets[0]).err().map(|err| err.to_string());
+        assert!(sets.len() == 3 || refused.is_some_and(|why| why.contains("2 of 4") && why.contains("metadata")));
+    });
+    assert!(points > 8, "{points}");
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use basalt_blockstore::{Multihash, Store};
+use basalt_blockstore::{Multihash, Options as StoreOptions, Store, store::Env};
 use basalt_node::{Node, lock::OwnerLock};
-use basalt_snapshots::SetName;
+use basalt_snapshots::{SetName, SnapshotSet};
 use serde_json::json;
 
 use super::{keeper, place::Place, view};
@@ -13,7 +13,7 @@ use crate::{
     cli::SnapshotOptions,
     exit::{Failure, Outcome},
     progress::bytes,
-    say::say,
+    say::{say, tell},
 };
 
 /// Keys of a page.
@@ -104,7 +104,13 @@ pub fn compare(old: &Node, new: &Node, tell: &mut dyn FnMut(bool, &Multihash)) -
             Side::Both(..) => {}
         }
     }
-    let mut keys = Merge::of(pages(old.datastore().keyspace()), pages(new.datastore().keyspace()));
+    compare_keys(old.datastore().keyspace(), new.datastore().keyspace(), &mut difference)?;
+    Ok(difference)
+}
+
+/// Compares what is not a block.
+fn compare_keys(old: &Store, new: &Store, difference: &mut Difference) -> Outcome {
+    let mut keys = Merge::of(pages(old), pages(new));
     while let Some(side) = keys.next(|(key, _): &(Vec<u8>, Vec<u8>)| key.as_slice())? {
         let is_pin = |key: &[u8]| key.starts_with(PINS);
         match side {
@@ -118,7 +124,7 @@ pub fn compare(old: &Node, new: &Node, tell: &mut dyn FnMut(bool, &Multihash)) -
             _ => difference.keys_changed += 1,
         }
     }
-    Ok(difference)
+    Ok(())
 }
 
 /// Keys and values of a store, in order, a page at a time.
@@ -190,13 +196,18 @@ impl Opened {
     /// Opens the node as it is; refused while somebody serves it.
     pub fn live(place: &Place, command: &'static str) -> Outcome<Opened> {
         place.require_node()?;
+        Opened::refuse_served(place)?;
+        Ok(Opened { node: view::open(&place.node, command)?, _dir: None })
+    }
+
+    fn refuse_served(place: &Place) -> Outcome {
         if let Some(owner) = OwnerLock::owner(&place.node) {
             return Err(Failure::new(format!(
                 "node {} is open ({owner}) and changes while it is looked at: take a set and compare with that (`basalt snapshot take`, then `diff SET latest`)",
                 place.node.display()
             )));
         }
-        Ok(Opened { node: view::open(&place.node, command)?, _dir: None })
+        Ok(())
     }
 
     /// Lets go of it.
@@ -209,8 +220,12 @@ impl Opened {
 pub fn diff(node: &Path, from: &str, to: Option<&str>, summary: bool, options: &SnapshotOptions) -> Outcome {
     let place = Place::find(node, options)?;
     let keeper = keeper(&place)?;
-    let from = keeper.find(from)?.name;
-    let to = to.map(|to| keeper.find(to)).transpose()?.map(|set| set.name);
+    let (from, to) = (keeper.find(from)?, to.map(|to| keeper.find(to)).transpose()?);
+    let is_thinned = |set: &SnapshotSet| place.left(set).is_some();
+    if is_thinned(&from) || to.as_ref().is_some_and(is_thinned) {
+        return diff_of_metadata(&place, &from.name, to.as_ref().map(|to| &to.name), options);
+    }
+    let (from, to) = (from.name, to.map(|to| to.name));
     let old = Opened::set(&place, &from, "basalt snapshot diff")?;
     let new = match &to {
         Some(to) => Opened::set(&place, to, "basalt snapshot diff")?,
@@ -228,14 +243,41 @@ pub fn diff(node: &Path, from: &str, to: Option<&str>, summary: bool, options: &
     let difference = compare(&old.node, &new.node, &mut tell)?;
     old.close()?;
     new.close()?;
+    told(&from, to.as_ref(), &difference, options);
+    Ok(())
+}
+
+/// What sets differ in of which a policy has left the metadata: their pins.
+fn diff_of_metadata(place: &Place, from: &SetName, to: Option<&SetName>, options: &SnapshotOptions) -> Outcome {
+    let keyspace = place.node.join("keyspace");
+    let open = |set: Option<&SetName>| -> Outcome<Store> {
+        let dir = match set {
+            Some(set) => view::in_set(place, set, &keyspace).filter(|dir| dir.is_dir()).ok_or_else(|| {
+                Failure::new(format!("{set} has no metadata (any more), and without it there is nothing to compare"))
+            })?,
+            None => keyspace.clone(),
+        };
+        Ok(Store::open_read_only(&dir, &Env::real(), StoreOptions::default())?)
+    };
+    if to.is_none() {
+        Opened::refuse_served(place)?;
+    }
+    let (old, new) = (open(Some(from))?, open(to)?);
+    let mut difference = Difference::default();
+    compare_keys(&old, &new, &mut difference)?;
+    tell!("basalt: blocks are not compared: a policy has left no more than the metadata of one of them");
+    told(from, to, &difference, options);
+    Ok(())
+}
+
+fn told(from: &SetName, to: Option<&SetName>, difference: &Difference, options: &SnapshotOptions) {
     if options.json {
-        say!("{}", object(&from, to.as_ref(), &difference));
-        return Ok(());
+        say!("{}", object(from, to, difference));
+        return;
     }
     difference.pins_added.iter().for_each(|pin| say!("+ pin {pin}"));
     difference.pins_removed.iter().for_each(|pin| say!("- pin {pin}"));
-    say!("from {from} to {}: {}", to.as_ref().map_or("the node as it is", SetName::as_str), line(&difference));
-    Ok(())
+    say!("from {from} to {}: {}", to.map_or("the node as it is", SetName::as_str), line(difference));
 }
 
 /// A difference in a line.

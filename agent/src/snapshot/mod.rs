@@ -81,10 +81,38 @@ fn now_unix_s() -> u64 {
 fn keeper(place: &Place) -> Outcome<Keeper> {
     let zfs = place::zfs()?;
     let mut keeper = Keeper::open(zfs, &place.state, place.datasets(), &place.node_id)?;
+    keeper.know_contents(|dataset| place.content(dataset));
     for line in keeper.recover(&lives)? {
         tell!("basalt: {line}");
     }
     Ok(keeper)
+}
+
+/// Before an agent opens its node: finishes or undoes what an earlier process left half done with its snapshots, and says so, a line each. A restore may have left the
+/// node's folder empty. Nothing is asked of ZFS where nothing was left.
+pub fn at_start(node: &Path) -> Vec<String> {
+    let settle = || -> Outcome<Vec<String>> {
+        let place = Place::find(node, &SnapshotOptions { datasets: Vec::new(), json: false })?;
+        let record = basalt_snapshots::FileJournal::glance(&place.state)?;
+        let is_gone = |lease: &Lease| lease.process.is_some() && !lives(lease);
+        if record.intent.is_none() && !record.leases.iter().any(is_gone) {
+            return Ok(Vec::new());
+        }
+        let mut keeper = Keeper::open(place::zfs()?, &place.state, place.datasets(), &place.node_id)?;
+        Ok(keeper.recover(&lives)?)
+    };
+    match settle() {
+        Ok(said) => said,
+        // Most nodes are on no dataset.
+        Err(_) if node.join(basalt_node::layout::NODE_FILE).exists() && !is_on_record(node) => Vec::new(),
+        Err(failure) => {
+            vec![format!("what was left half done with its snapshots can't be settled: {}", failure.message)]
+        }
+    }
+}
+
+fn is_on_record(node: &Path) -> bool {
+    place::state_of(node).is_some_and(|state| state.join("snapshots.json").exists())
 }
 
 /// Whether the process of a lease still is.
@@ -195,6 +223,7 @@ fn list(node: &Path, space: bool, options: &SnapshotOptions) -> Outcome {
                 "set": set.name.as_str(),
                 "taken_unix_s": set.name.taken_unix_s(),
                 "whole": set.is_whole(),
+                "only": place.left(set).map(|left| left.to_string()),
                 "snapshots": set.snapshots().map(basalt_zfs::Snapshot::as_str).collect::<Vec<_>>(),
                 "kept_by": guards_of(&guards, set),
                 "used_bytes": used.get(set.name.as_str()),
@@ -215,7 +244,9 @@ fn list(node: &Path, space: bool, options: &SnapshotOptions) -> Outcome {
     for set in &sets {
         let age = duration(now.saturating_sub(set.name.taken_unix_s()).saturating_mul(1000));
         let mut line = format!("{}  {age} ago", set.name);
-        if !set.is_whole() {
+        if let Some(left) = place.left(set) {
+            line += &format!("  only {left}");
+        } else if !set.is_whole() {
             line += &format!("  INCOMPLETE: {} of {}", set.found(), set.name.count());
         }
         if let Some(used) = used.get(set.name.as_str()) {
@@ -251,6 +282,7 @@ fn prune(node: &Path, explain: bool, yes: bool, by: Judgement, options: &Snapsho
     let mut keeper = keeper(&place)?;
     let verdicts = keeper.explain(&place.config.agent.snapshots.keep, now_unix_s(), by)?;
     let goes = verdicts.iter().filter(|verdict| verdict.fate == Fate::Destroy).count();
+    let thins = verdicts.iter().filter(|verdict| matches!(verdict.fate, Fate::Thin(_))).count();
     let pruned = match yes {
         true => keeper.prune(&verdicts, &Unhurried::default())?,
         false => basalt_snapshots::Pruned::default(),
@@ -258,7 +290,11 @@ fn prune(node: &Path, explain: bool, yes: bool, by: Judgement, options: &Snapsho
     if options.json {
         let verdict = |verdict: &Verdict| {
             let reasons: Vec<String> = verdict.reasons.iter().map(ToString::to_string).collect();
-            json!({ "set": verdict.name.as_str(), "keep": verdict.fate == Fate::Keep, "reasons": reasons })
+            let only = match verdict.fate {
+                Fate::Thin(stays) => Some(stays.to_string()),
+                _ => None,
+            };
+            json!({ "set": verdict.name.as_str(), "keep": verdict.fate == Fate::Keep, "keep_only": only, "reasons": reasons })
         };
         let busy: Vec<Value> =
             pruned.busy.iter().map(|(snapshot, by)| json!({ "snapshot": snapshot.as_str(), "by": by })).collect();
@@ -268,9 +304,10 @@ fn prune(node: &Path, explain: bool, yes: bool, by: Judgement, options: &Snapsho
         );
         return Ok(());
     }
-    for verdict in verdicts.iter().filter(|verdict| explain || verdict.fate == Fate::Destroy) {
+    for verdict in verdicts.iter().filter(|verdict| explain || verdict.fate != Fate::Keep) {
         match verdict.fate {
             Fate::Keep => say!("keep     {}  {}", verdict.name, reasons(verdict)),
+            Fate::Thin(_) => say!("thin     {}  {}", verdict.name, reasons(verdict)),
             Fate::Destroy => say!("destroy  {}  {}", verdict.name, reasons(verdict)),
         }
     }
@@ -279,14 +316,24 @@ fn prune(node: &Path, explain: bool, yes: bool, by: Judgement, options: &Snapsho
     }
     match yes {
         true => say!(
-            "{goes} of {} sets destroyed ({} snapshots), {} snapshots in use",
+            "{goes} of {} sets destroyed{} ({} snapshots), {} snapshots in use",
             verdicts.len(),
+            thinned(thins, "thinned"),
             pruned.destroyed,
             pruned.busy.len()
         ),
-        false => say!("{goes} of {} sets would be destroyed; nothing was done: say --yes to do it", verdicts.len()),
+        false => say!(
+            "{goes} of {} sets would be destroyed{}; nothing was done: say --yes to do it",
+            verdicts.len(),
+            thinned(thins, "would be thinned")
+        ),
     }
     Ok(())
+}
+
+/// In a line that counts sets; nothing where there are none.
+fn thinned(count: usize, how: &str) -> String {
+    if count == 0 { String::new() } else { format!(", {count} {how}") }
 }
 
 fn hold(node: &Path, set: &str, tag: &str, release: bool, options: &SnapshotOptions) -> Outcome {
@@ -324,7 +371,9 @@ fn policy(node: &Path, options: &SnapshotOptions) -> Outcome {
         say!(
             "{}",
             json!({
-                "keep": config.keep.words(), "min_age_s": config.keep.min_age_s, "schedule": config.schedule, "jitter_s": config.jitter_s,
+                "keep": config.keep.words(),
+                "longer": config.keep.longer.iter().map(|(content, longer)| (content.to_string(), json!(longer.words()))).collect::<serde_json::Map<_, _>>(),
+                "min_age_s": config.keep.min_age_s, "schedule": config.schedule, "jitter_s": config.jitter_s,
                 "prune": config.prune, "next_unix_s": next, "sets": verdicts.len(), "would_destroy": goes,
             })
         );
@@ -335,6 +384,18 @@ fn policy(node: &Path, options: &SnapshotOptions) -> Outcome {
         config.keep.words().join(", "),
         duration(config.keep.min_age_s.saturating_mul(1000))
     );
+    for (content, longer) in &config.keep.longer {
+        let datasets = place.members.iter().filter(|mounted| mounted.content == Some(*content)).count();
+        match datasets {
+            0 => {
+                say!("  {content}: {}, which no dataset is for: none holds {content} alone", longer.words().join(", "))
+            }
+            n => say!(
+                "  {content}: {}, in {n} datasets; what is left of a set then restores no node",
+                longer.words().join(", ")
+            ),
+        }
+    }
     match (&config.schedule, next) {
         (None, _) => say!("schedule   none: sets are taken only by `basalt snapshot take` ([snapshots] schedule)"),
         (Some(line), Some(next)) => {
@@ -362,7 +423,8 @@ pub fn glance(node: &Path) -> Option<(String, Value)> {
     let sets = basalt_snapshots::order(&listings.ok()?);
     let record = basalt_snapshots::FileJournal::glance(&place.state).unwrap_or_default();
     let youngest = sets.iter().rev().find(|set| set.is_whole()).map(|set| set.name.clone());
-    let incomplete = sets.iter().filter(|set| !set.is_whole()).count();
+    let thinned = sets.iter().filter(|set| place.left(set).is_some()).count();
+    let incomplete = sets.iter().filter(|set| !set.is_whole()).count() - thinned;
     let mut lines = match &youngest {
         None => "no whole set: basalt snapshot take".to_owned(),
         Some(name) => {
@@ -370,6 +432,9 @@ pub fn glance(node: &Path) -> Option<(String, Value)> {
             format!("{} sets, the youngest {} old", sets.len(), duration(age.saturating_mul(1000)))
         }
     };
+    if thinned > 0 {
+        lines += &format!(", {thinned} thinned");
+    }
     if incomplete > 0 {
         lines += &format!(", {incomplete} not whole");
     }
@@ -385,6 +450,7 @@ pub fn glance(node: &Path) -> Option<(String, Value)> {
     let object = json!({
         "sets": sets.len(),
         "incomplete": incomplete,
+        "thinned": thinned,
         "youngest": youngest.as_ref().map(basalt_snapshots::SetName::as_str),
         "youngest_unix_s": youngest.as_ref().map(basalt_snapshots::SetName::taken_unix_s),
         "restores": record.asides.iter().map(|aside| &aside.id).collect::<Vec<_>>(),

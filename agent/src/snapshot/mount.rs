@@ -48,13 +48,14 @@ pub async fn mount(node: &Path, set: &str, at: &Path, options: &SnapshotOptions)
             match options.json {
                 true => say!(
                     "{}",
-                    json!({ "set": lease.set.as_str(), "node": at.join("node"), "repo": has_repo.then_some(&repo) })
+                    json!({ "set": lease.set.as_str(), "node": at.join("node"), "repo": has_repo.then_some(&repo), "replayed": opened.replayed() })
                 ),
                 false => {
                     say!(
-                        "{} is served in {}, for reading only, until this command is stopped",
+                        "{} is served in {}, for reading only, until this command is stopped; {} records of its log were replayed",
                         lease.set,
-                        at.join("node").display()
+                        at.join("node").display(),
+                        opened.replayed()
                     );
                     if has_repo {
                         say!("read from it:  IPFS_PATH={} ipfs cat CID", repo.display());

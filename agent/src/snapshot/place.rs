@@ -1,13 +1,14 @@
 //! Where a node's data lies: its datasets, what of it is on none, and the record of its snapshots.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use basalt_datasets::Layout;
 use basalt_node::{NodeFile, dataset_under};
+use basalt_snapshots::{Content, Contents, SnapshotSet};
 use basalt_zfs::{Cli, CliOptions, Dataset, Zfs};
 
 use crate::{
@@ -23,6 +24,8 @@ pub struct Mounted {
     pub dataset: Dataset,
     /// Its mountpoint.
     pub at: PathBuf,
+    /// What it holds, where that is of one class.
+    pub content: Option<Content>,
 }
 
 /// Where a node's data lies.
@@ -58,13 +61,7 @@ impl Place {
     pub fn find(node: &Path, options: &SnapshotOptions) -> Outcome<Place> {
         let node =
             std::path::absolute(node).map_err(|err| Failure::io(format!("node folder {}", node.display()), err))?;
-        let source = ConfigSource {
-            config: std::env::var_os("BASALT_CONFIG").map(Into::into),
-            set: Vec::new(),
-            log_level: None,
-            http_listen: None,
-        };
-        let config = Loaded::load(&node, &source)?;
+        let config = Loaded::load(&node, &source())?;
         let named =
             options.datasets.iter().map(|name| name.parse().map_err(|err| Failure::usage(format!("--dataset: {err}"))));
         let named = named.collect::<Outcome<Vec<Dataset>>>()?;
@@ -93,22 +90,24 @@ impl Place {
     fn look(&mut self) -> Outcome {
         let Some(file) = &self.file else { return Ok(()) };
         let layout = Layout::read(&self.node, &self.node_id).map_err(|err| Failure::new(err.to_string()))?;
-        let mut folders = vec![self.node.clone(), self.node.join("keyspace")];
-        folders.extend(file.shards.iter().map(|shard| self.node.join(&shard.path)));
+        let mut folders = vec![(self.node.clone(), Content::Metadata), (self.node.join("keyspace"), Content::Metadata)];
+        folders.extend(file.shards.iter().map(|shard| (self.node.join(&shard.path), Content::Blocks)));
+        let mut held: BTreeMap<Dataset, BTreeSet<Content>> = BTreeMap::new();
         // What is declared first, in the order that makes metadata come first; then what else the folders are on.
         let mut found: Vec<Mounted> = Vec::new();
         if let Some(layout) = &layout {
-            let mounted = layout
-                .holding()
-                .filter_map(|member| Some(Mounted { dataset: member.dataset.clone(), at: member.mountpoint.clone()? }));
+            let mounted = layout.holding().filter_map(|member| {
+                Some(Mounted { dataset: member.dataset.clone(), at: member.mountpoint.clone()?, content: None })
+            });
             found.extend(mounted);
         }
-        for folder in folders {
+        for (folder, content) in folders {
             match dataset_under(&folder) {
                 Some((name, at)) => {
                     let dataset: Dataset =
                         name.parse().map_err(|err| Failure::new(format!("{}: {err}", folder.display())))?;
-                    found.push(Mounted { dataset, at });
+                    held.entry(dataset.clone()).or_default().insert(content);
+                    found.push(Mounted { dataset, at, content: None });
                 }
                 None if self.named.is_empty() => {
                     return Err(Failure::new(format!(
@@ -121,9 +120,12 @@ impl Place {
         }
         match &self.repo {
             None => self.lacks.push("Kubo's repo folder (config, keystore): none was found; set IPFS_PATH".to_owned()),
-            Some(repo) => match dataset_under(repo).and_then(|(name, at)| Some(Mounted { dataset: name.parse().ok()?, at })) {
+            Some(repo) => match dataset_under(repo).and_then(|(name, at)| Some(Mounted { dataset: name.parse().ok()?, at, content: None })) {
                 // The root of a machine is nobody's repo.
-                Some(mounted) if mounted.at != Path::new("/") && mounted.at.starts_with(repo) || found.iter().any(|m| m.dataset == mounted.dataset) => found.push(mounted),
+                Some(mounted) if mounted.at != Path::new("/") && mounted.at.starts_with(repo) || found.iter().any(|m| m.dataset == mounted.dataset) => {
+                    held.entry(mounted.dataset.clone()).or_default().insert(Content::Repo);
+                    found.push(mounted);
+                }
                 Some(mounted) => self.lacks.push(format!(
                     "Kubo's repo folder {} (config, keystore): it shares dataset {} with other things; give it a dataset of its own",
                     repo.display(),
@@ -134,6 +136,9 @@ impl Place {
         }
         let mut seen = BTreeSet::new();
         found.retain(|mounted| seen.insert(mounted.dataset.clone()));
+        for mounted in &mut found {
+            mounted.content = held.get(&mounted.dataset).and_then(Content::of);
+        }
         self.members = found;
         Ok(())
     }
@@ -144,6 +149,17 @@ impl Place {
             true => self.members.iter().map(|mounted| mounted.dataset.clone()).collect(),
             false => self.named.clone(),
         }
+    }
+
+    /// What a dataset holds, where that is of one class.
+    pub fn content(&self, dataset: &Dataset) -> Option<Content> {
+        self.members.iter().find(|mounted| mounted.dataset == *dataset)?.content
+    }
+
+    /// What is left of a set that is not whole, if that has a name.
+    pub fn left(&self, set: &SnapshotSet) -> Option<Contents> {
+        let contents = self.datasets().into_iter().map(|dataset| self.content(&dataset)).collect::<Vec<_>>();
+        Contents::left(contents.into_iter().zip(set.members.iter().map(Option::is_some))).filter(|_| !set.is_whole())
     }
 
     /// The node's file, for what needs a node that is there.
@@ -175,6 +191,22 @@ fn repo(node: &Path) -> Option<PathBuf> {
     let said = std::env::var_os("IPFS_PATH").filter(|path| !path.is_empty()).map(PathBuf::from);
     let found = said.or_else(|| node.parent().map(Path::to_path_buf))?;
     found.join("config").exists().then_some(found)
+}
+
+/// Where the record of a node would lie, by its config.
+pub fn state_of(node: &Path) -> Option<PathBuf> {
+    let node = std::path::absolute(node).ok()?;
+    let config = Loaded::load(&node, &source()).ok()?;
+    state(&config, &node).ok()
+}
+
+fn source() -> ConfigSource {
+    ConfigSource {
+        config: std::env::var_os("BASALT_CONFIG").map(Into::into),
+        set: Vec::new(),
+        log_level: None,
+        http_listen: None,
+    }
 }
 
 fn state(config: &Loaded, node: &Path) -> Outcome<PathBuf> {

@@ -54,6 +54,7 @@ pub(crate) struct Core {
     pub(super) files: SegmentFiles,
     pub(super) store_id: [u8; 16],
     pub(super) incarnation: [u8; 16],
+    replayed: u64,
     /// Gone once the store is closed, so that the folder can be opened again.
     index: RwLock<Option<Arc<dyn Index>>>,
     stripes: Vec<Mutex<Stripe>>,
@@ -280,6 +281,8 @@ pub(super) struct Recovered {
     pub(super) files: SegmentFiles,
     pub(super) store_id: [u8; 16],
     pub(super) incarnation: [u8; 16],
+    /// Records that the index had to be told of.
+    pub(super) replayed: u64,
     pub(super) index: Arc<dyn Index>,
     pub(super) segments: BTreeMap<u64, Arc<Segment>>,
     pub(super) rows: BTreeMap<u64, SegmentRow>,
@@ -296,7 +299,7 @@ impl Core {
         verifier: Option<Verifier>,
         recovered: Recovered,
     ) -> Core {
-        let Recovered { files, store_id, incarnation, index, segments, rows, checkpoint, log } = recovered;
+        let Recovered { files, store_id, incarnation, replayed, index, segments, rows, checkpoint, log } = recovered;
         Core {
             env: env.clone(),
             options,
@@ -306,6 +309,7 @@ impl Core {
             files,
             store_id,
             incarnation,
+            replayed,
             index: RwLock::new(Some(index)),
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
             hasher: Keyed::new(env),
@@ -695,6 +699,7 @@ impl Core {
             segments: rows.rows.len() as u64,
             unflushed_bytes,
             quarantined: self.quarantined.load(Ordering::Relaxed),
+            replayed: self.replayed,
             ..self.live()
         };
         for (id, row) in &rows.rows {

@@ -176,6 +176,8 @@ pub struct Stats {
     pub unflushed_bytes: u64,
     /// Keys whose bytes were found damaged, exact.
     pub quarantined: u64,
+    /// Records of the log that the last open had to tell the index of: the tail behind its checkpoint, or all where it was rebuilt.
+    pub replayed: u64,
 }
 
 /// A log with its index in one folder. Every method may be called from many threads at once. Dropping it without [`Store::close`] is a

@@ -87,6 +87,7 @@ pub(super) fn open(
     let replayed = recovery.replay_sealed(&chain)?;
     let tail = recovery.scan_top(&chain, clean.as_ref())?;
     let replayed = replayed + tail.durable.len();
+    let told = (replayed + tail.survivors.len()) as u64;
     if let Some(top) = &chain.top {
         recovery.apply(top.id, &tail.durable, tail.durable_end)?;
         if read_only {
@@ -160,7 +161,7 @@ pub(super) fn open(
         dir.to_owned(),
         read_only,
         verifier,
-        Recovered { files, store_id, incarnation, index, segments, rows, checkpoint, log },
+        Recovered { files, store_id, incarnation, replayed: told, index, segments, rows, checkpoint, log },
     );
     if !read_only {
         let left = core.remove_void(chain.outrun.clone());
