@@ -40,11 +40,19 @@ pub fn engine(deadline: Option<Duration>) -> Outcome<Engine> {
 
 /// Who does what needs root: this process, or the helper that root has installed (BASALT_ZFS_HELPER names another command).
 fn hands<'a>(zfs: &'a dyn Zfs) -> Box<dyn Hands + 'a> {
+    match helper() {
+        None => Box::new(Root(zfs)),
+        Some(helper) => Box::new(helper),
+    }
+}
+
+/// The helper, for a process that isn't root.
+pub fn helper() -> Option<Helper> {
     if nix::unistd::geteuid().is_root() {
-        return Box::new(Root(zfs));
+        return None;
     }
     let command = std::env::var("BASALT_ZFS_HELPER").unwrap_or_else(|_| format!("sudo -n {HELPER}"));
-    Box::new(Helper { command: command.split_whitespace().map(str::to_owned).collect() })
+    Some(Helper { command: command.split_whitespace().map(str::to_owned).collect() })
 }
 
 /// `basalt dataset ...`.

@@ -23,6 +23,8 @@ pub trait Hands {
     fn load_key(&self, dataset: &Dataset) -> Result<()>;
     /// Mounts at the dataset's mountpoint, over a folder that nothing can be written into.
     fn mount(&self, dataset: &Dataset, at: &Path) -> Result<()>;
+    /// Unmounts what nobody uses.
+    fn unmount(&self, dataset: &Dataset) -> Result<()>;
 }
 
 /// Through [`Zfs`], with the rights of this process.
@@ -39,6 +41,10 @@ impl Hands for Own<'_> {
 
     fn mount(&self, dataset: &Dataset, _: &Path) -> Result<()> {
         self.0.mount(dataset)
+    }
+
+    fn unmount(&self, dataset: &Dataset) -> Result<()> {
+        self.0.unmount(dataset)
     }
 }
 
@@ -61,6 +67,10 @@ impl Hands for Root<'_> {
         };
         crate::bare::seal(at).map_err(failed)?;
         self.0.mount(dataset)
+    }
+
+    fn unmount(&self, dataset: &Dataset) -> Result<()> {
+        self.0.unmount(dataset)
     }
 }
 
@@ -113,6 +123,10 @@ impl Hands for Helper {
 
     fn mount(&self, dataset: &Dataset, _: &Path) -> Result<()> {
         self.ask(Operation::Mount, "mount", dataset, "")
+    }
+
+    fn unmount(&self, dataset: &Dataset) -> Result<()> {
+        self.ask(Operation::Unmount, "unmount", dataset, "")
     }
 }
 

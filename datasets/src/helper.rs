@@ -1,4 +1,4 @@
-//! What the privileged helper does for an agent that isn't root: mount, create and load a key, and nothing else, only for the datasets and folders
+//! What the privileged helper does for an agent that isn't root: mount, unmount, create and load a key, and nothing else, only for the datasets and folders
 //! that root has written into [`POLICY_FILE`].
 //!
 //! The agent's user is not trusted: it may ask for anything, at any time, and owns what is on the datasets. So the helper takes no path from it (a
@@ -53,6 +53,8 @@ pub enum Verb {
     Create(Vec<(PropertyName, String)>),
     /// Mount it where its mountpoint says.
     Mount,
+    /// Unmount it, if nobody uses it: for a restore.
+    Unmount,
     /// Load its key from where its keylocation says.
     LoadKey,
 }
@@ -135,6 +137,7 @@ pub fn serve(policy: &Policy, zfs: &dyn Zfs, verb: &Verb, dataset: &Dataset) -> 
             }
             zfs.load_key(dataset, None).map_err(said)
         }
+        Verb::Unmount => zfs.unmount(dataset).map_err(said),
         Verb::Mount => {
             let names = ["mountpoint", "mounted", "setuid", "devices"].map(|name| name.parse::<PropertyName>());
             let names: Vec<PropertyName> = names.into_iter().flatten().collect();
@@ -199,10 +202,13 @@ struct Line(String, String);
 
 /// Reads a command line and, for `create`, the standard input.
 pub fn request(arguments: &[String], input: &mut dyn Read) -> Result<(Verb, Dataset), Refused> {
-    let [verb, name] = arguments else { return refuse("usage: basalt-zfs-helper create|mount|load-key DATASET") };
+    let [verb, name] = arguments else {
+        return refuse("usage: basalt-zfs-helper create|mount|unmount|load-key DATASET");
+    };
     let dataset: Dataset = name.parse().map_err(|e| Refused(format!("{e}")))?;
     let verb = match verb.as_str() {
         "mount" => Verb::Mount,
+        "unmount" => Verb::Unmount,
         "load-key" => Verb::LoadKey,
         "create" => {
             let mut text = String::new();
@@ -217,7 +223,7 @@ pub fn request(arguments: &[String], input: &mut dyn Read) -> Result<(Verb, Data
             });
             Verb::Create(lines.collect::<Result<_, _>>()?)
         }
-        other => return refuse(format!("there is no verb {other:?}; there are create, mount, load-key")),
+        other => return refuse(format!("there is no verb {other:?}; there are create, mount, unmount, load-key")),
     };
     Ok((verb, dataset))
 }
@@ -306,6 +312,11 @@ mod tests {
         fs::remove_file(format!("{at}/thesis.tex")).unwrap();
         serve(&policy, &model, &Verb::Mount, &dataset("tank/basalt")).unwrap();
         serve(&policy, &model, &Verb::Mount, &dataset("tank/basalt")).unwrap();
+        model.create(&dataset("tank/other"), &[("mountpoint".parse().unwrap(), "/srv/other".into())]).unwrap();
+        model.mount(&dataset("tank/other")).unwrap();
+        assert!(refused(&Verb::Unmount, "tank/other").contains("in no [[allow]]"));
+        serve(&policy, &model, &Verb::Unmount, &dataset("tank/basalt")).unwrap();
+        assert!(refused(&Verb::Unmount, "tank/basalt").contains("[Already]"));
         unseal(Path::new(&at));
     }
 

@@ -149,6 +149,9 @@ pub struct MemberState {
     pub canmount: String,
     /// Whether it was mounted.
     pub mounted: bool,
+    /// Where. Another may be mounted in it that is not below it by name.
+    #[serde(default)]
+    pub mountpoint: String,
     /// Whether it holds no data, but only others.
     pub is_container: bool,
 }

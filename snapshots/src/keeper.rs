@@ -12,12 +12,21 @@ use crate::{
 /// Most operations take less.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// Mounts and unmounts, which on Linux only root may: for an agent that isn't, a privileged helper does it.
+pub trait Mounts: Send {
+    /// Mounts a dataset at its mountpoint, which is given along.
+    fn mount(&self, dataset: &Dataset, at: &str) -> basalt_zfs::Result<()>;
+    /// Unmounts a dataset that nobody uses.
+    fn unmount(&self, dataset: &Dataset) -> basalt_zfs::Result<()>;
+}
+
 /// The snapshots of one node. One process at a time has it: the journal's lock sees to that.
 pub struct Keeper {
     pub(crate) zfs: Arc<dyn Zfs>,
     pub(crate) journal: Box<dyn Journal>,
     pub(crate) datasets: Vec<Dataset>,
     pub(crate) contents: Vec<Option<Content>>,
+    pub(crate) mounts: Option<Box<dyn Mounts>>,
     pub(crate) record: Record,
 }
 
@@ -40,7 +49,7 @@ impl Keeper {
             record.node = node.to_owned();
         }
         let contents = vec![None; datasets.len()];
-        Ok(Keeper { zfs, journal, datasets, contents, record })
+        Ok(Keeper { zfs, journal, datasets, contents, mounts: None, record })
     }
 
     /// Opens the keeper with its record in a folder: see [`FileJournal::open`]. Who is at work is waited for, for a moment.
@@ -51,6 +60,11 @@ impl Keeper {
     /// Says what datasets hold, so that a policy may keep a class of them for longer; the others are of no class, and stay and go with whole sets.
     pub fn know_contents(&mut self, of: impl Fn(&Dataset) -> Option<Content>) {
         self.contents = self.datasets.iter().map(of).collect();
+    }
+
+    /// Leaves mounting to somebody else than the engine, with its rights.
+    pub fn mount_by(&mut self, mounts: Box<dyn Mounts>) {
+        self.mounts = Some(mounts);
     }
 
     /// What is left of a set that is not whole, if that has a name; none: it was broken.

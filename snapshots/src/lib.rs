@@ -28,7 +28,7 @@ mod take;
 pub use content::{Content, Contents};
 pub use error::{Error, Kind, Result};
 pub use journal::{Aside, FileJournal, HoldRecord, Intent, Journal, Lease, MemberState, Phase, Record};
-pub use keeper::Keeper;
+pub use keeper::{Keeper, Mounts};
 pub use policy::{Period, Policy, PolicyError, Rung};
 pub use prune::{Pace, Pruned, Unhurried};
 pub use restore::{RestorePlan, Swapped};

@@ -89,7 +89,9 @@ impl Keeper {
     }
 
     fn member_state(&self, dataset: &Dataset) -> Result<MemberState> {
-        let properties = self.zfs.properties(&Entity::from(dataset), &["canmount".parse()?, "mounted".parse()?])?;
+        let properties = self
+            .zfs
+            .properties(&Entity::from(dataset), &["canmount".parse()?, "mounted".parse()?, "mountpoint".parse()?])?;
         let value = |name: &str| properties.iter().find(|p| p.name.as_str() == name).map_or("", |p| p.value.as_str());
         Ok(MemberState {
             dataset: dataset.to_string(),
@@ -98,6 +100,7 @@ impl Keeper {
                 other => other.to_owned(),
             },
             mounted: value("mounted") == "yes",
+            mountpoint: value("mountpoint").to_owned(),
             is_container: false,
         })
     }
@@ -187,7 +190,7 @@ impl Keeper {
                 self.zfs.set(&member.dataset.parse()?, &[("canmount".parse()?, "noauto".to_owned())])?;
             }
         }
-        for member in aside.members.iter().rev().filter(|member| member.mounted) {
+        for member in by_mountpoint(&aside.members).into_iter().rev().filter(|member| member.mounted) {
             self.unmount(&member.dataset.parse()?)?;
         }
         Ok(())
@@ -213,7 +216,11 @@ impl Keeper {
     }
 
     fn unmount(&self, dataset: &Dataset) -> Result<()> {
-        match self.zfs.unmount(dataset) {
+        let unmounted = match &self.mounts {
+            Some(mounts) => mounts.unmount(dataset),
+            None => self.zfs.unmount(dataset),
+        };
+        match unmounted {
             Err(err) if err.class() == Class::Busy => Err(Error::from(err).context(
                 "it is in use: stop Kubo and the agent (`systemctl stop`, or SIGTERM), and leave its folders",
             )),
@@ -222,8 +229,12 @@ impl Keeper {
         }
     }
 
-    fn mount(&self, dataset: &Dataset) -> Result<()> {
-        match self.zfs.mount(dataset) {
+    fn mount(&self, dataset: &Dataset, at: &str) -> Result<()> {
+        let mounted = match &self.mounts {
+            Some(mounts) => mounts.mount(dataset, at),
+            None => self.zfs.mount(dataset),
+        };
+        match mounted {
             Err(err) if err.class() != Class::Already => Err(err.into()),
             _ => Ok(()),
         }
@@ -235,7 +246,10 @@ impl Keeper {
             for member in aside.members.iter().rev() {
                 let made = placed(aside, &member.dataset, incoming)?;
                 if self.exists(&made)? {
-                    self.unmount(&made)?;
+                    // It was never mounted by us; whoever did has to be root.
+                    if self.member_state(&made)?.mounted {
+                        self.unmount(&made)?;
+                    }
                     self.zfs.destroy(&made)?;
                 }
             }
@@ -246,11 +260,11 @@ impl Keeper {
 
     /// Sets `canmount` of the live datasets to what it was, and mounts those that were mounted.
     fn as_they_were(&self, members: &[MemberState]) -> Result<()> {
-        for member in members.iter().filter(|member| !member.is_container) {
+        for member in by_mountpoint(members).into_iter().filter(|member| !member.is_container) {
             let dataset: Dataset = member.dataset.parse()?;
             self.zfs.set(&dataset, &[("canmount".parse()?, member.canmount.clone())])?;
             if member.mounted {
-                self.mount(&dataset)?;
+                self.mount(&dataset, &member.mountpoint)?;
             }
         }
         Ok(())
@@ -361,7 +375,9 @@ impl Keeper {
                 self.write(|record| record.intent = None)?;
                 return Err(Error::refused(format!("{snapshot} is needed by {by}: release it, then confirm again")));
             }
-            self.unmount(&dataset)?;
+            if self.member_state(&dataset)?.mounted {
+                self.unmount(&dataset)?;
+            }
             self.zfs.destroy(&dataset)?;
         }
         let said = format!("What the restore of {} had replaced is destroyed", aside.set);
@@ -371,6 +387,14 @@ impl Keeper {
         })?;
         Ok(said)
     }
+}
+
+/// In the order in which they are mounted: what is mounted in another comes after it, whatever their names (a repo's folder has the node's in it, whose dataset has the
+/// repo's in it).
+fn by_mountpoint(members: &[MemberState]) -> Vec<&MemberState> {
+    let mut members: Vec<&MemberState> = members.iter().collect();
+    members.sort_by_key(|member| std::path::Path::new(&member.mountpoint).components().count());
+    members
 }
 
 /// Where a member is when its top's name has that end.

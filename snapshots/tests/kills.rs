@@ -506,6 +506,24 @@ fn a_killed_restore_is_undone_or_finished() {
 }
 
 #[test]
+fn a_repo_whose_folder_has_the_node_s_in_it_is_restored_though_its_dataset_is_below() {
+    let world = World::new();
+    let at = |folder: &str| vec![("mountpoint".parse().unwrap(), folder.to_owned())];
+    world.model.create(&dataset("fast/life"), &at("/srv/ipfs/basalt")).unwrap();
+    world.model.create(&dataset("fast/life/repo"), &at("/srv/ipfs")).unwrap();
+    let datasets: Vec<Dataset> = ["fast/life", "fast/life/repo"].map(dataset).into();
+    let world = World { datasets, record: Arc::default(), ..world };
+    for one in ["fast/life/repo", "fast/life"] {
+        world.model.mount(&dataset(one)).unwrap();
+    }
+    world.write("old", 10);
+    world.take(NOW).unwrap();
+    world.write("new", 20);
+    restore(&mut world.keeper()).unwrap();
+    assert!(world.state().iter().all(|(_, files, properties)| files.len() == 1 && properties.starts_with("on yes")));
+}
+
+#[test]
 fn a_restore_whose_recovery_is_killed_too_is_undone_or_finished() {
     let (before, restored) = before_and_restored();
     for n in (0..120).step_by(3) {

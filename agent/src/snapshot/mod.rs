@@ -13,10 +13,11 @@ mod view;
 
 use std::{path::Path, time::SystemTime};
 
+use basalt_datasets::Hands;
 use basalt_node::{Host, client, lock::OwnerLock};
 use basalt_proto::v1::HoldDeletesRequest;
 use basalt_snapshots::{
-    Error, Fate, Held, Judgement, Keeper, Kind, Lease, Quiesce, Schedule, SnapshotSet, Unhurried, Verdict,
+    Error, Fate, Held, Judgement, Keeper, Kind, Lease, Mounts, Quiesce, Schedule, SnapshotSet, Unhurried, Verdict,
 };
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
@@ -81,11 +82,32 @@ fn now_unix_s() -> u64 {
 fn keeper(place: &Place) -> Outcome<Keeper> {
     let zfs = place::zfs()?;
     let mut keeper = Keeper::open(zfs, &place.state, place.datasets(), &place.node_id)?;
-    keeper.know_contents(|dataset| place.content(dataset));
+    prepare(&mut keeper, place);
     for line in keeper.recover(&lives)? {
         tell!("basalt: {line}");
     }
     Ok(keeper)
+}
+
+/// What a keeper can't know by itself.
+fn prepare(keeper: &mut Keeper, place: &Place) {
+    keeper.know_contents(|dataset| place.content(dataset));
+    if let Some(helper) = crate::dataset::helper() {
+        keeper.mount_by(Box::new(ByHelper(helper)));
+    }
+}
+
+/// Mounts through the privileged helper.
+struct ByHelper(basalt_datasets::Helper);
+
+impl Mounts for ByHelper {
+    fn mount(&self, dataset: &basalt_zfs::Dataset, at: &str) -> basalt_zfs::Result<()> {
+        Hands::mount(&self.0, dataset, Path::new(at))
+    }
+
+    fn unmount(&self, dataset: &basalt_zfs::Dataset) -> basalt_zfs::Result<()> {
+        Hands::unmount(&self.0, dataset)
+    }
 }
 
 /// Before an agent opens its node: finishes or undoes what an earlier process left half done with its snapshots, and says so, a line each. A restore may have left the
@@ -99,6 +121,7 @@ pub fn at_start(node: &Path) -> Vec<String> {
             return Ok(Vec::new());
         }
         let mut keeper = Keeper::open(place::zfs()?, &place.state, place.datasets(), &place.node_id)?;
+        prepare(&mut keeper, &place);
         Ok(keeper.recover(&lives)?)
     };
     match settle() {

@@ -1,4 +1,4 @@
-//! Mounts, creates and loads keys for an agent that isn't root: `basalt-zfs-helper create|mount|load-key DATASET`, as root, by a line of sudoers or a
+//! Mounts, unmounts, creates and loads keys for an agent that isn't root: `basalt-zfs-helper create|mount|unmount|load-key DATASET`, as root, by a line of sudoers or a
 //! unit. What it may do is in `/etc/basalt/zfs-helper.toml`; all that it checks is in [`basalt_datasets::helper`].
 
 use std::{io::Write, path::Path, process::ExitCode};

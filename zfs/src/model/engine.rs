@@ -787,6 +787,17 @@ impl Zfs for Model {
             if tree.iter().any(|d| state.filesystems.get(d).is_some_and(|f| f.open_files > 0)) {
                 return Err(act.refuse(Class::Busy, "pool or dataset is busy"));
             }
+            // What is mounted in its folder and isn't below it by name keeps it busy.
+            let at =
+                |d: &Dataset| state.effective(d, "mountpoint").map(|(value, _)| value).filter(|at| at.starts_with('/'));
+            let inside = |d: &Dataset, here: &str| {
+                at(d).is_some_and(|there| there.strip_prefix(here).is_some_and(|rest| rest.starts_with('/')))
+            };
+            if at(dataset).is_some_and(|here| {
+                state.filesystems.iter().any(|(d, f)| f.mounted && !tree.contains(d) && inside(d, &here))
+            }) {
+                return Err(act.refuse(Class::Busy, "pool or dataset is busy"));
+            }
             for d in tree {
                 if let Some(f) = state.filesystems.get_mut(&d) {
                     f.mounted = false;
