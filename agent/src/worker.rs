@@ -302,7 +302,7 @@ impl HostedWorker {
             return vec!["the worker waits for Kubo to say who it is".to_owned()];
         };
         let kubo = worker.standing().kubo_away.map(|why| format!("the worker waits for Kubo: {why}"));
-        let nats = nats.as_ref().and_then(|nats| nats.failure()).map(|err| format!("no assignments come: {err}"));
+        let nats = nats.as_ref().and_then(|nats| nats.failure()).map(|why| format!("no assignments come: {why}"));
         kubo.into_iter().chain(nats).collect()
     }
 
@@ -317,7 +317,7 @@ impl HostedWorker {
             "waiting_or_running": standing.depth,
             "running": standing.running,
             "kubo": standing.kubo_away,
-            "nats": nats.as_ref().map(|nats| nats.failure().map(|err| err.to_string())),
+            "nats": nats.as_ref().map(|nats| nats.failure()),
             "blocks": reached.map(|reached| reached.blocks),
             "bytes": reached.map(|reached| reached.bytes),
         })

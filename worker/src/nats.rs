@@ -329,6 +329,8 @@ pub struct Nats {
     session: AsyncMutex<Option<Session>>,
     messages: AsyncMutex<Option<pull::Stream>>,
     failed: Mutex<Option<(NatsError, Instant, Duration)>>,
+    /// Why no assignments come though there was a connection.
+    trouble: Mutex<Option<String>>,
 }
 
 impl fmt::Debug for Nats {
@@ -346,12 +348,19 @@ impl Nats {
             session: AsyncMutex::default(),
             messages: AsyncMutex::default(),
             failed: Mutex::default(),
+            trouble: Mutex::default(),
         }
     }
 
-    /// Why there is no connection; `None`: there is one, or none was tried yet.
-    pub fn failure(&self) -> Option<NatsError> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(err, ..)| err.clone())
+    /// Why no assignments come; `None`: they do, or it was not tried yet.
+    pub fn failure(&self) -> Option<String> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let trouble = || self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        failed.as_ref().map(|(err, ..)| err.to_string()).or_else(trouble)
+    }
+
+    fn is_well(&self, trouble: Option<&BusError>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble.map(ToString::to_string);
     }
 
     async fn session(&self) -> Result<Session, BusError> {
@@ -421,7 +430,11 @@ impl Bus for Nats {
         loop {
             let stream = match &mut *messages {
                 Some(stream) => stream,
-                None => messages.insert(self.consume().await?),
+                None => {
+                    let made = self.consume().await.inspect_err(|err| self.is_well(Some(err)))?;
+                    self.is_well(None);
+                    messages.insert(made)
+                }
             };
             match stream.next().await {
                 Some(Ok(message)) => {
@@ -433,7 +446,9 @@ impl Bus for Nats {
                 // A pull that was lost (a server killed, a leader that moved) is seen by heartbeats that stay out.
                 Some(Err(err)) => {
                     *messages = None;
-                    return Err(BusError(format!("pull assignments: {err}")));
+                    let err = BusError(format!("pull assignments: {err}"));
+                    self.is_well(Some(&err));
+                    return Err(err);
                 }
                 None => *messages = None,
             }
