@@ -321,7 +321,8 @@ impl Staged<'_> {
         let bucket = self.inner.key.bucket(multihash);
         let index = peer_prefix(peer, Some(bucket)).part(multihash.as_bytes());
         if known.want.is_some() || known.have.is_some() {
-            self.put(index, Vec::new());
+            // The whole of it: a list of a peer reads on instead of looking up each.
+            self.put(index, to_bytes(&known));
         } else {
             self.delete(index);
         }
@@ -703,9 +704,14 @@ impl PinLedger for Embedded {
             let prefix = peer_prefix(&peer, bucket);
             // The bucket is in the key unless it is in the prefix.
             let skipped = if bucket.is_some() { 0 } else { 2 };
-            inner.page(&format!("list placements at {peer}"), prefix, after.as_ref(), limit, |key, _| {
+            inner.page(&format!("list placements at {peer}"), prefix, after.as_ref(), limit, |key, value| {
                 key.0 = key.0.get(skipped..).unwrap_or_default();
-                Ok(inner.placement(&key.multihash()?, &peer)?)
+                let multihash = key.multihash()?;
+                // Older builds wrote nothing there.
+                match value {
+                    [] => Ok(inner.placement(&multihash, &peer)?),
+                    value => Ok(placement(multihash, peer.clone(), value)?),
+                }
             })
         })
         .await
