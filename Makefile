@@ -5,7 +5,7 @@ export BASALT_ROOT := $(CURDIR)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help need build run test test-rust test-go test-run test-zfs test-life test-plane test-snapshots load-plane testbed lint fmt bench bench-peers crash-search fuzz broken-rules kill-test soak power-cut full-disk clean
+.PHONY: help need build run test test-rust test-go test-run test-zfs test-life test-plane test-snapshots load-plane test-runbooks testbed lint fmt bench bench-peers crash-search fuzz broken-rules kill-test soak power-cut full-disk clean
 
 go_module := $(dir $(wildcard ffi/go/go.mod))
 
@@ -41,6 +41,9 @@ test-life: need ## let a node live on real OpenZFS in a guest: bad sectors, lost
 
 test-snapshots: need ## take, compare, mount, restore and prune snapshots of a node under Kubo on real OpenZFS, in a guest
 	@tools/test-snapshots
+
+test-runbooks: need ## run every command of docs/runbooks and of the snapshots' example on real OpenZFS, in a guest (ONLY=words)
+	@tools/test-snapshots runbooks
 
 test-plane: need ## run the state plane's suites on real CQL servers, which it starts (ONLY=words)
 	@tools/test-plane

@@ -113,6 +113,13 @@ async fn serve(path: &Path, options: &Agent, loaded: Loaded, level: LevelHandle)
     if let Some(watch) = &watch {
         watch.serve(&node);
     }
+    let (folder, is_read_only) = (path.to_path_buf(), node.is_read_only());
+    let strangers = tokio::task::spawn_blocking(move || match is_read_only {
+        true => Vec::new(),
+        false => crate::snapshot::lineage::at_open(&folder),
+    })
+    .await;
+    strangers.unwrap_or_default().iter().for_each(|line| tracing::error!("{line}"));
     let server = match Server::start(&node) {
         Ok(server) => server,
         Err(err) => {
@@ -181,6 +188,11 @@ async fn serve(path: &Path, options: &Agent, loaded: Loaded, level: LevelHandle)
     let mut stopping = std::pin::pin!(async {
         // Sockets first, so that nobody comes; then the stores.
         let stopped = server.stop().await;
+        if !is_read_only {
+            let folder = path.to_path_buf();
+            // What it says is in the log.
+            let _marked = tokio::task::spawn_blocking(move || crate::snapshot::lineage::at_close(&folder)).await;
+        }
         let closed = close(Arc::clone(&node)).await;
         stopped?;
         closed

@@ -347,10 +347,10 @@ pub enum Snapshot {
         /// The set.
         #[arg(required_unless_present_any = ["confirm", "undo"])]
         set: Option<String>,
-        /// Destroy what the restore of this id has replaced.
+        /// Destroy what the restore of this id (or the `latest`) has replaced.
         #[arg(long, value_name = "ID", conflicts_with_all = ["set", "undo"])]
         confirm: Option<String>,
-        /// Put back what the restore of this id has replaced.
+        /// Put back what the restore of this id (or the `latest`) has replaced.
         #[arg(long, value_name = "ID", conflicts_with = "set")]
         undo: Option<String>,
         /// Do it.

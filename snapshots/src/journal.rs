@@ -4,6 +4,7 @@
 //! finish. Losing it loses no data: sets, holds and clones are found in ZFS by their names; what was half done is then shown and left alone.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
@@ -41,6 +42,10 @@ pub struct Record {
     pub edges: Vec<Edge>,
     /// What restores have replaced, and is kept until they are confirmed.
     pub asides: Vec<Aside>,
+    /// The node's lineage: new with each restore, undo, and rollback behind its back.
+    pub lineage: String,
+    /// The marks that each part of the node may hold.
+    pub lives: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// An operation of several steps.
@@ -138,6 +143,9 @@ pub struct Aside {
     pub tops: Vec<String>,
     /// How each of them was, by its name when it is not aside.
     pub members: Vec<MemberState>,
+    /// The lineage of what took their places.
+    #[serde(default)]
+    pub lineage: String,
 }
 
 /// How a dataset was before it was replaced.

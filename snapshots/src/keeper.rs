@@ -247,9 +247,10 @@ impl Keeper {
         self.write(|record| record.leases.retain(|lease| lease.id != id))
     }
 
-    /// Notes what a replication target has reported. Replaces what it had before.
+    /// Notes what a replication target has reported, to this lineage of the node. Replaces what it had before.
     pub fn note_edge(&mut self, edge: Edge) -> Result<()> {
         self.write(|record| {
+            let edge = Edge { lineage: record.lineage.clone(), ..edge };
             record.edges.retain(|known| known.name != edge.name);
             record.edges.push(edge);
         })

@@ -8,11 +8,12 @@
 //!    all is mounted as it was. A failure or a kill from here on is finished by the next start.
 //! 3. The old stands aside, with all sets younger than the restored one, until `confirm` destroys it or `undo` swaps back in the same way.
 //!
-//! Each clone gets `basalt:lineage`, random and new: ids repeat with other content after this, and what compares positions or replicates must notice (STORE 21).
+//! What is in place then has a new lineage, on record and as `basalt:lineage` on each dataset: ids repeat with other content after this, and what compares positions or
+//! replicates must notice (STORE 21).
 
 use basalt_zfs::{Class, Dataset, Entity, PropertyName, Reach, Snapshot, Source};
 
-use crate::{Aside, Error, Intent, Keeper, MemberState, Phase, Result, SetName, SnapshotSet};
+use crate::{Aside, Error, Intent, Keeper, MemberState, Phase, Result, SetName, SnapshotSet, lineage::new_lineage};
 
 const LINEAGE: &str = "basalt:lineage";
 /// Set by ZFS or at creation alone, or bound to the space that the old still has.
@@ -113,6 +114,7 @@ impl Keeper {
             set: plan.set.clone(),
             tops: plan.tops.iter().map(Dataset::to_string).collect(),
             members: plan.members.clone(),
+            lineage: new_lineage()?,
             id: id.clone(),
         };
         self.swap(aside, format!("-restore-{id}"), true)
@@ -121,17 +123,20 @@ impl Keeper {
     /// Puts back what a restore has replaced; what was live until now stands aside instead, under the same id.
     pub fn undo_restore(&mut self, id: &str) -> Result<Swapped> {
         let old = self.aside(id)?;
+        let id = old.id.as_str();
         let mut members = old.members.clone();
         // As it is mounted now, which may have changed since.
         for member in &mut members {
             member.mounted = self.member_state(&member.dataset.parse()?).map_or(member.mounted, |now| now.mounted);
         }
         let suffix = if old.suffix.starts_with("-before") { format!("-undone-{id}") } else { format!("-before-{id}") };
-        self.swap(Aside { suffix, members, ..old.clone() }, old.suffix, false)
+        self.swap(Aside { suffix, members, lineage: new_lineage()?, ..old.clone() }, old.suffix, false)
     }
 
-    fn aside(&self, id: &str) -> Result<Aside> {
-        let found = self.record.asides.iter().find(|aside| aside.id == id).cloned();
+    /// What a restore has replaced, by its id, or `latest`.
+    pub fn aside(&self, id: &str) -> Result<Aside> {
+        let all = &self.record.asides;
+        let found = if id == "latest" { all.last() } else { all.iter().find(|aside| aside.id == id) }.cloned();
         found.ok_or_else(|| {
             Error::not_found(format!(
                 "no restore {id:?} waits to be confirmed or undone: `basalt snapshot list` shows those that do"
@@ -180,9 +185,8 @@ impl Keeper {
             placed(aside, &member.dataset, &aside.suffix)?;
         }
         if is_made {
-            let lineage = random_id()? + &random_id()?;
             for member in &aside.members {
-                self.make_incoming(aside, member, incoming, &lineage)?;
+                self.make_incoming(aside, member, incoming)?;
             }
         }
         for member in &aside.members {
@@ -196,12 +200,11 @@ impl Keeper {
         Ok(())
     }
 
-    fn make_incoming(&self, aside: &Aside, member: &MemberState, incoming: &str, lineage: &str) -> Result<()> {
+    fn make_incoming(&self, aside: &Aside, member: &MemberState, incoming: &str) -> Result<()> {
         let live: Dataset = member.dataset.parse()?;
         let to = placed(aside, &member.dataset, incoming)?;
         let canmount = if member.is_container { "off" } else { "noauto" };
-        let mut properties: Vec<(PropertyName, String)> =
-            vec![("canmount".parse()?, canmount.to_owned()), (LINEAGE.parse()?, lineage.to_owned())];
+        let mut properties: Vec<(PropertyName, String)> = vec![("canmount".parse()?, canmount.to_owned())];
         for property in self.zfs.properties(&Entity::from(&live), &[])? {
             let is_set = matches!(property.source, Source::Local | Source::Received);
             if is_set && property.name.as_str() != LINEAGE && !NOT_COPIED.contains(&property.name.as_str()) {
@@ -304,6 +307,7 @@ impl Keeper {
             if entry.and_then(|entry| entry.origin).is_some_and(|origin| origin.dataset() == old) {
                 self.zfs.promote(&live)?;
             }
+            self.zfs.set(&live, &[(LINEAGE.parse()?, aside.lineage.clone())])?;
             for name in ["reservation", "refreservation"] {
                 let kept = self.zfs.properties(&Entity::from(&old), &[name.parse()?])?;
                 if let Some(kept) =
@@ -320,6 +324,9 @@ impl Keeper {
         self.write(|record| {
             record.intent = None;
             record.asides.retain(|known| known.id != aside.id);
+            record.lineage = aside.lineage.clone();
+            // Of another life, and rightly so.
+            record.lives.clear();
             record.asides.push(aside);
         })?;
         Ok(notes)
@@ -406,7 +413,7 @@ fn placed(aside: &Aside, member: &str, suffix: &str) -> Result<Dataset> {
     Ok(format!("{top}{suffix}{}", &member[top.len()..]).parse()?)
 }
 
-fn random_id() -> Result<String> {
+pub(crate) fn random_id() -> Result<String> {
     let mut random = [0; 4];
     getrandom::fill(&mut random)
         .map_err(|err| Error::refused(format!("read random bytes of the operating system: {err}")))?;

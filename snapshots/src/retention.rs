@@ -86,6 +86,9 @@ pub struct Edge {
     pub name: String,
     /// Guids of the snapshots that it has reported.
     pub has: BTreeSet<u64>,
+    /// The node's lineage when it did.
+    #[serde(default)]
+    pub lineage: String,
 }
 
 /// What the operator has decided for one run.
@@ -220,7 +223,7 @@ pub fn judge(
     }
     let longer = longer(items, policy, now_unix_s, by);
 
-    let verdict = |((item, reasons), parts): ((&Item, Vec<Reason>), Vec<(Content, Reason)>)| {
+    let verdict = |item: &Item, reasons: Vec<Reason>, parts: Vec<(Content, Reason)>| {
         let name = item.name.clone();
         if !reasons.is_empty() {
             return Verdict { name, fate: Fate::Keep, reasons };
@@ -233,7 +236,7 @@ pub fn judge(
         let fate = if item.left() == Some(stay) && !item.is_whole { Fate::Keep } else { Fate::Thin(stay) };
         Verdict { name, fate, reasons }
     };
-    items.iter().zip(kept).zip(longer).map(verdict).collect()
+    items.iter().zip(kept).zip(longer).map(|((item, reasons), parts)| verdict(item, reasons, parts)).collect()
 }
 
 /// The youngest of each of the last periods of each rung, among the sets that count and are not in doubt.

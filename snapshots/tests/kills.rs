@@ -14,8 +14,8 @@ use std::{
 };
 
 use basalt_snapshots::{
-    Aside, Content, Error, Fate, Held, HoldRecord, Intent, Journal, Judgement, Keeper, Kind, Lease, Policy, Quiesce,
-    Reason, Record, Result, SnapshotSet, Swapped, Unhurried,
+    Aside, Content, Edge, Error, Fate, Held, HoldRecord, Intent, Journal, Judgement, Keeper, Kind, Lease, Met, Policy,
+    Quiesce, Reason, Record, Result, SnapshotSet, Swapped, Unhurried,
 };
 use basalt_zfs::{Class, Dataset, Entity, HoldTag, Model, Pool, Reach, Zfs, model::Fault};
 
@@ -572,6 +572,82 @@ fn a_killed_undo_and_a_killed_confirmation_end_well() {
         assert_eq!(is_gone, keeper.record().asides.is_empty());
         assert!(is_gone || !ended);
     });
+}
+
+/// Marks as an agent finds and writes them: here in memory, for parts that a test sets back.
+fn live_once(world: &World, marks: &mut BTreeMap<String, Option<String>>) -> (Met, String) {
+    let mut keeper = world.keeper();
+    let met = keeper.meet(marks).unwrap();
+    let parts: Vec<String> = marks.keys().cloned().collect();
+    keeper.mark(&parts, |part, mark| marks.insert(part.to_owned(), Some(mark.to_owned())).is_some()).unwrap();
+    (met, keeper.lineage().to_owned())
+}
+
+#[test]
+fn a_part_that_was_rolled_back_behind_the_node_s_back_is_found_and_draws_a_new_lineage() {
+    let world = World::new();
+    let mut marks: BTreeMap<String, Option<String>> =
+        ["keyspace", "shards/00"].map(|part| (part.to_owned(), None)).into();
+    let (met, first) = live_once(&world, &mut marks);
+    assert!(met.strangers.is_empty() && first.len() == 16, "a node that is new to this host is nobody's");
+    let taken = marks.clone();
+    assert_eq!(live_once(&world, &mut marks), (Met::default(), first.clone()));
+    // One part, as by `zfs rollback` of one shard.
+    marks.insert("shards/00".into(), taken["shards/00"].clone());
+    let (met, second) = live_once(&world, &mut marks);
+    assert_eq!((met.strangers, met.is_all), (vec!["shards/00".to_owned()], false));
+    assert_ne!(first, second);
+    assert_eq!(live_once(&world, &mut marks), (Met::default(), second.clone()));
+    // All of them, or one whose mark is gone.
+    marks = taken;
+    marks.insert("keyspace".into(), None);
+    let (met, third) = live_once(&world, &mut marks);
+    assert!(met.is_all && met.strangers.len() == 2 && third != second);
+}
+
+#[test]
+fn a_mark_that_is_cut_short_is_no_other_life() {
+    for n in 0..6 {
+        let world = World::new();
+        let mut marks: BTreeMap<String, Option<String>> =
+            ["keyspace", "shards/00"].map(|part| (part.to_owned(), None)).into();
+        live_once(&world, &mut marks);
+        let mut keeper = world.keeper();
+        world.kill_at(n, n % 2 == 0);
+        let parts: Vec<String> = marks.keys().cloned().collect();
+        let mut left = n % 3;
+        let _cut = keeper.mark(&parts, |part, mark| {
+            left = left.saturating_sub(1);
+            left > 0 && marks.insert(part.to_owned(), Some(mark.to_owned())).is_some()
+        });
+        world.revive();
+        assert_eq!(live_once(&world, &mut marks).0, Met::default(), "{n}");
+    }
+}
+
+#[test]
+fn what_an_edge_reported_to_another_lineage_is_no_cursor_but_its_base_is_kept() {
+    let world = changed();
+    let guid = world.keeper().sets().unwrap()[0].members[0].as_ref().unwrap().guid;
+    let mut keeper = world.keeper();
+    keeper.note_edge(Edge { name: "vault".into(), has: [guid].into(), lineage: String::new() }).unwrap();
+    assert!(keeper.cursor("vault").is_some());
+    restore(&mut keeper).unwrap();
+    let restored = keeper.lineage().to_owned();
+    assert!(keeper.cursor("vault").is_none(), "positions of the life that was replaced mean nothing here");
+    let property = |dataset: &Dataset| {
+        world.model.properties(&Entity::from(dataset), &["basalt:lineage".parse().unwrap()]).unwrap()[0].value.clone()
+    };
+    assert!(world.datasets.iter().all(|one| property(one) == restored));
+    let id = keeper.record().asides[0].id.clone();
+    keeper.confirm_restore(&id).unwrap();
+    drop(keeper);
+    world.take(NOW + 2 * DAY).unwrap();
+    let mut keeper = world.keeper();
+    let verdicts = keeper.explain(&keep_one(), NOW + 9 * DAY, Judgement::default()).unwrap();
+    assert_eq!(verdicts[0].reasons, [Reason::Base("vault".into())]);
+    keeper.note_edge(Edge { name: "vault".into(), has: [guid].into(), lineage: String::new() }).unwrap();
+    assert!(keeper.cursor("vault").is_some(), "asked again, it counts");
 }
 
 #[test]

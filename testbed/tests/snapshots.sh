@@ -147,6 +147,29 @@ done
 
 fi
 
+if part "takes and prunes that are killed"; then
+printf '\n[snapshots]\nkeep = ["last:2"]\nmin_age_s = 0\n' >>$node/basalt.toml
+for tenths in 2 4 6 9; do
+	for what in take "prune --yes"; do
+		basalt snapshot --node $node $what >/var/tmp/killed.log 2>&1 &
+		killed=$!
+		sleep $((tenths / 10)).$((tenths % 10)); kill -9 $killed 2>/dev/null; wait $killed 2>/dev/null
+		sleep 1
+		# The agent settles it when it starts, and says so.
+		basalt agent --node $node >/var/tmp/agent.log 2>&1 &
+		agent=$!
+		until_ok basalt status --served --node $node
+		was=$(grep -m1 -oE "was taken whole|Nothing of basalt.*was taken|A prune that was cut short.*" /var/tmp/agent.log || echo "nothing was left half done")
+		echo "note $what killed after $tenths tenths of a second: $was"
+		out=$(basalt status --node $node --json 2>&1)
+		grep -q '"half_done":true' <<<"$out" && bad "half done after the start: $(cat /var/tmp/agent.log)" || ok "nothing is half done after a killed ${what%% *}"
+		grep -q '"incomplete":0' <<<"$out" && ok "no set is broken" || bad "$(snapshot list)"
+		kill $agent; wait $agent
+	done
+done
+sed -i '/^\[snapshots\]$/,$d' $node/basalt.toml
+fi
+
 if part "prune, hold, policy"; then
 printf '\n[snapshots]\nkeep = ["last:1"]\nmin_age_s = 0\nschedule = "* * * * *"\njitter_s = 0\n' >>$node/basalt.toml
 three=$(field set "$(snapshot take --json)")
@@ -176,11 +199,39 @@ until_ok basalt status --served --node $node
 rm -f /var/tmp/enough
 ( while [ ! -e /var/tmp/enough ]; do head -c 3000000 /dev/urandom | ipfs add -Q >/dev/null 2>&1 || exit; done ) &
 adding=$!
-snapshot_pause $node 5 2 fast/repo fast/repo/basalt 2>&1 | tee /var/tmp/pause.log
+snapshot_pause $node 9 2 fast/repo fast/repo/basalt 2>&1 | tee /var/tmp/pause.log
 [ "${PIPESTATUS[0]}" = 0 ] && ok "the pause of writes is at most twice that of zfs snapshot, while ipfs add runs" || bad "the pause: $(tail -1 /var/tmp/pause.log)"
 touch /var/tmp/enough; wait $adding
 kill $agent; wait $agent
 
+fi
+
+if part "restore without root"; then
+export BASALT_ZFS_HELPER=/usr/lib/basalt/basalt-zfs-helper
+useradd -m tester
+chmod 666 /dev/zfs
+zfs create -o mountpoint=none fast/own
+( unset IPFS_PATH; basalt --node /srv/own init --zfs fast/own/node --property reserve.refreservation=16M ) >/var/tmp/own.log 2>&1 || bad "$(cat /var/tmp/own.log)"
+echo mine >/srv/own/mine
+chown -R tester /srv/own
+install -d /etc/basalt /usr/lib/basalt
+printf '[[allow]]\ndataset = "fast/own"\nfolders = ["/srv/own"]\nowner = "tester"\n' >/etc/basalt/zfs-helper.toml
+# Stands for a line of sudoers.
+install -m 4755 /tmp/bin/basalt-zfs-helper $BASALT_ZFS_HELPER
+own() { su tester -s /bin/bash -c "unset IPFS_PATH; basalt --node /srv/own $*"; }
+grants=$(basalt --node /srv/own doctor 2>&1 | sed -n 's/.*as root: \(zfs allow .*\) [^ ]*$/\1/p' | head -1)
+said "zfs allow" "$grants" "doctor names the grants"
+$grants fast/own
+out=$(own snapshot take --json 2>&1); set=$(field set "$out")
+[ -n "$set" ] && ok "a set is taken without root" || bad "$out"
+rm -f /srv/own/mine
+out=$(own snapshot restore "$set" --yes 2>&1) && ok "restored without root" || bad "$out; $(zfs list -r -o name,mounted fast/own)"
+holds "what was removed is back" test -s /srv/own/mine
+said "tester" "$(stat -c %U /srv/own/keyspace)" "and is that user's"
+holds "all is mounted" mountpoint /srv/own/shards/00
+out=$(own snapshot restore --undo latest --yes 2>&1) && [ ! -e /srv/own/mine ] && ok "undone without root" || bad "$out"
+out=$(own snapshot restore --confirm latest --yes 2>&1) && ok "confirmed without root" || bad "$out"
+said "0 of 0" "$(zfs list -H -o name -r fast/own | grep -cE 'before|restore|undone') of 0" "nothing of it stands aside"
 fi
 
 if part "two pools"; then
@@ -211,6 +262,15 @@ out=$(basalt snapshot --node /srv/two restore "$set" --yes --json 2>&1)
 said '"done":true' "$out" "restored over two pools"
 holds "it opens" basalt verify --node /srv/two
 out=$(basalt snapshot --node /srv/two restore --confirm "$(field id "$out")" --yes 2>&1) && ok "confirmed over two pools" || bad "$out"
+set=$(field set "$(basalt snapshot --node /srv/two take --json)")
+zfs rollback bulk/shard@"$set" || bad "no rollback"
+basalt agent --node /srv/two >/var/tmp/two.log 2>&1 &
+agent=$!
+until_ok basalt status --served --node /srv/two
+said "/srv/shard is not as this host left it" "$(cat /var/tmp/two.log)" "a shard that was rolled back behind the node's back is found"
+lineage=$(basalt status --json --node /srv/two | sed -n 's/.*"lineage":"\([0-9a-f]*\)".*/\1/p')
+said "$lineage" "$(grep "new lineage" /var/tmp/two.log)" "and the node has a new lineage"
+kill $agent; wait $agent
 
 fi
 echo "snapshots: $passed passed; $failed failed"

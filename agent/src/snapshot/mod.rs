@@ -5,6 +5,7 @@
 //! the same whether an agent or a Kubo hosts it.
 
 mod diff;
+pub mod lineage;
 mod mount;
 mod place;
 mod restore;
@@ -199,6 +200,7 @@ fn take(node: &Path, options: &SnapshotOptions, handle: &Handle) -> Outcome {
     let mut keeper = keeper(&place)?;
     let began = std::time::Instant::now();
     let taken = keeper.take(now_unix_s(), &AdminHold { place: &place, handle })?;
+    lineage::mark(&place, &mut keeper)?;
     let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     if options.json {
         let snapshots: Vec<&str> = taken.snapshots.iter().map(basalt_zfs::Snapshot::as_str).collect();
@@ -479,6 +481,7 @@ pub fn glance(node: &Path) -> Option<(String, Value)> {
         "restores": record.asides.iter().map(|aside| &aside.id).collect::<Vec<_>>(),
         "half_done": record.intent.is_some(),
         "lacks": place.lacks,
+        "lineage": record.lineage,
     });
     Some((lines, object))
 }

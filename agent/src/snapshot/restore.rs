@@ -152,6 +152,7 @@ fn object(plan: &RestorePlan, difference: &Result<Difference, String>, swapped: 
 pub fn confirm(node: &Path, id: &str, yes: bool, options: &SnapshotOptions) -> Outcome {
     let place = Place::find(node, options)?;
     let mut keeper = keeper(&place)?;
+    let id = &keeper.aside(id)?.id;
     let goes = keeper.plan_confirm(id)?;
     if yes {
         keeper.confirm_restore(id)?;
@@ -172,9 +173,8 @@ pub fn confirm(node: &Path, id: &str, yes: bool, options: &SnapshotOptions) -> O
 pub fn undo(node: &Path, id: &str, yes: bool, options: &SnapshotOptions, handle: &Handle) -> Outcome {
     let place = Place::find(node, options)?;
     let mut keeper = keeper(&place)?;
-    let aside = keeper.record().asides.iter().find(|aside| aside.id == id).cloned();
-    let aside = aside
-        .ok_or_else(|| Failure::absent(format!("no restore {id} waits: `basalt snapshot list` shows those that do")))?;
+    let aside = keeper.aside(id)?;
+    let id = aside.id.as_str();
     if !yes {
         match options.json {
             true => say!("{}", json!({ "id": id, "puts_back": aside.tops, "done": false })),

@@ -53,6 +53,7 @@ fn turn(node: &Path, schedule: &Schedule, prune: bool, started: u64, handle: &Ha
     }
     let taken = keeper.take(now, &AdminHold { place: &place, handle })?;
     tracing::info!(set = taken.name.as_str(), snapshots = taken.snapshots.len(), "took a set of snapshots");
+    super::lineage::mark(&place, &mut keeper)?;
     if prune {
         let verdicts = keeper.explain(&place.config.agent.snapshots.keep, now, Judgement::default())?;
         let pruned = keeper.prune(&verdicts, &Unhurried::default())?;

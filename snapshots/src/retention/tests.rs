@@ -185,6 +185,7 @@ fn each_dataset_keeps_its_own_last_common_base() {
     let edge = Edge {
         name: "vault".into(),
         has: [items[0].members[0].unwrap().1, items[1].members[0].unwrap().1, items[0].members[1].unwrap().1].into(),
+        lineage: String::new(),
     };
     let verdicts = judge(&items, &policy, &[], &[edge], BEGIN + 9 * DAY, Judgement::default());
     assert_eq!(
@@ -208,7 +209,9 @@ struct Host {
 
 impl Host {
     fn new(seed: u64, is_skewed: bool) -> Host {
-        let edges = ["vault", "far"].map(|name| Edge { name: name.into(), has: BTreeSet::new() }).into();
+        let edges = ["vault", "far"]
+            .map(|name| Edge { name: name.into(), has: BTreeSet::new(), lineage: String::new() })
+            .into();
         Host {
             dice: Dice(seed),
             time: BEGIN,
