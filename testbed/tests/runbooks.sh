@@ -41,7 +41,7 @@ export PATH=/tmp/bin:$PATH
 # node DISK...: a pool of these disks with a repo on it, a file of 2 MB that is pinned, and a set that has it.
 node() {
 	zpool create -f -O compression=lz4 -O mountpoint=none tank "$@" || return 1
-	basalt --node /srv/ipfs/basalt init --zfs tank/basalt --repo /srv/ipfs --durability ordered --property reserve.refreservation=16M >/dev/null || return 1
+	basalt --node /srv/ipfs/basalt init --zfs tank/basalt --repo /srv/ipfs --durability ordered >/dev/null || return 1
 	ipfs init --profile=basalt >/var/tmp/init.log 2>&1 || { cat /var/tmp/init.log; return 1; }
 	printf '\n[snapshots]\nkeep = ["last:1"]\nmin_age_s = 0\n' >>/srv/ipfs/basalt/basalt.toml
 	head -c 2000000 /dev/urandom >/var/tmp/file
@@ -66,7 +66,7 @@ before_disk-failed() {
 	export BAD=/var/tmp/disks/b NEW=/var/tmp/disks/c
 }
 before_pool-full() {
-	truncate -s 1G /var/tmp/disks/a
+	truncate -s 1536M /var/tmp/disks/a
 	node /var/tmp/disks/a && systemctl start basalt || return 1
 	head -c 30000000 /dev/urandom >/var/tmp/big
 	ipfs pin rm "$(ipfs add -Q /var/tmp/big)" >/dev/null
@@ -74,7 +74,7 @@ before_pool-full() {
 	ipfs repo gc --quiet >/dev/null
 	basalt snapshot take >/dev/null 2>&1
 	zfs create -o mountpoint=/srv/other -o compression=off tank/other
-	head -c 800000000 /dev/zero | tr '\0' 'x' >/srv/other/full
+	head -c 1300000000 /dev/zero | tr '\0' 'x' >/srv/other/full
 	sync
 }
 before_scrub-errors() {
