@@ -520,8 +520,9 @@ pub fn examine(node: &Path, node_id: &str, folders: &[PathBuf]) -> Outcome<Optio
                     true => layout.members().iter().flat_map(declared).collect(),
                     false => declared(member),
                 };
-                // The node lifts its reserve, and puts it back.
-                settable.extend(["refreservation", NODE_PROPERTY].iter().filter_map(|name| name.parse().ok()));
+                // The node lifts its reserve, and puts it back; a restore makes clones with what was set, and sets what is mounted.
+                let others = ["refreservation", "canmount", "mountpoint", NODE_PROPERTY];
+                settable.extend(others.iter().filter_map(|name| name.parse().ok()));
                 let missing =
                     zfs.delegation(&member.dataset)?.missing(&member.dataset, &user, &groups, OPERATIONS, &settable);
                 if !missing.is_empty() {

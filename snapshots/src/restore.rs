@@ -265,8 +265,11 @@ impl Keeper {
     fn as_they_were(&self, members: &[MemberState]) -> Result<()> {
         for member in by_mountpoint(members).into_iter().filter(|member| !member.is_container) {
             let dataset: Dataset = member.dataset.parse()?;
-            self.zfs.set(&dataset, &[("canmount".parse()?, member.canmount.clone())])?;
-            if member.mounted {
+            // Only what isn't so: who may not set it may not have changed it either.
+            if self.member_state(&dataset)?.canmount != member.canmount {
+                self.zfs.set(&dataset, &[("canmount".parse()?, member.canmount.clone())])?;
+            }
+            if member.mounted && !self.member_state(&dataset)?.mounted {
                 self.mount(&dataset, &member.mountpoint)?;
             }
         }

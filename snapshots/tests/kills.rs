@@ -370,6 +370,27 @@ fn a_killed_thinning_leaves_the_class_that_is_kept_and_nothing_broken() {
 }
 
 #[test]
+fn a_prune_waits_before_each_batch_but_the_first() {
+    struct Counting(Mutex<Vec<String>>);
+    impl basalt_snapshots::Pace for Counting {
+        fn wait(&self, _: &dyn Zfs, pool: &Pool) {
+            self.0.lock().unwrap().push(pool.to_string());
+        }
+    }
+    let world = World::new();
+    for hour in 0..31 {
+        world.take(NOW + hour * 3600).unwrap();
+    }
+    let mut keeper = world.keeper();
+    let verdicts = keeper.explain(&keep_one(), NOW + 9 * DAY, Judgement::default()).unwrap();
+    let pace = Counting(Mutex::default());
+    let pruned = keeper.prune(&verdicts, &pace).unwrap();
+    assert_eq!(pruned.destroyed, 30 * 4);
+    let waits = pace.0.into_inner().unwrap();
+    assert_eq!(waits, ["fast", "fast", "fast", "fast", "fast", "bulk", "bulk"], "25 and 5 of each of 4 datasets");
+}
+
+#[test]
 fn what_is_held_or_cloned_is_kept_and_named() {
     let world = World::new();
     for day in 0..3 {

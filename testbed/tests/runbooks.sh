@@ -66,7 +66,7 @@ before_disk-failed() {
 	export BAD=/var/tmp/disks/b NEW=/var/tmp/disks/c
 }
 before_pool-full() {
-	truncate -s 1536M /var/tmp/disks/a
+	truncate -s 1792M /var/tmp/disks/a
 	node /var/tmp/disks/a && systemctl start basalt || return 1
 	head -c 30000000 /dev/urandom >/var/tmp/big
 	ipfs pin rm "$(ipfs add -Q /var/tmp/big)" >/dev/null
@@ -74,7 +74,8 @@ before_pool-full() {
 	ipfs repo gc --quiet >/dev/null
 	basalt snapshot take >/dev/null 2>&1
 	zfs create -o mountpoint=/srv/other -o compression=off tank/other
-	head -c 1300000000 /dev/zero | tr '\0' 'x' >/srv/other/full
+	# Without compression zeros take space. The last bytes of a pool take for ever.
+	dd if=/dev/zero of=/srv/other/full bs=1M count=$((($(zfs get -Hpo value available tank/other) >> 20) - 40)) 2>/dev/null
 	sync
 }
 before_scrub-errors() {
