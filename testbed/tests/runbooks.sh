@@ -66,7 +66,7 @@ before_disk-failed() {
 	export BAD=/var/tmp/disks/b NEW=/var/tmp/disks/c
 }
 before_pool-full() {
-	truncate -s 1792M /var/tmp/disks/a
+	truncate -s 1G /var/tmp/disks/a
 	node /var/tmp/disks/a && systemctl start basalt || return 1
 	head -c 30000000 /dev/urandom >/var/tmp/big
 	ipfs pin rm "$(ipfs add -Q /var/tmp/big)" >/dev/null
