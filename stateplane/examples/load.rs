@@ -57,7 +57,7 @@ fn pin(n: u64, clock: &Clock) -> Pin {
         key: PinKey { multihash: multihash(n), owner: owner(n), codec: 0x70 },
         generation: clock.next(),
         name: Some(format!("backup/2026/11/{n}.tar").parse().unwrap()),
-        tags: if n % 20 == 0 { ["archive".parse().unwrap()].into() } else { Default::default() },
+        tags: if n.is_multiple_of(20) { ["archive".parse().unwrap()].into() } else { Default::default() },
         replicas: 2,
         expires: None,
         created_ms: 1_700_000_000_000,
@@ -124,7 +124,7 @@ async fn load(engine: &str, ledger: Arc<dyn PinLedger>, pins: u64) {
     apply(&ledger, pins, |n| {
         let want = Want { generation: clock.next(), wanted: true };
         let mut changes = vec![Change::Want(multihash(n), peer(n / OWNERS), want)];
-        if n % 200 != 0 {
+        if !n.is_multiple_of(200) {
             let have = Have {
                 generation: clock.next(),
                 held: true,
@@ -213,7 +213,7 @@ async fn load(engine: &str, ledger: Arc<dyn PinLedger>, pins: u64) {
     let begun = Instant::now();
     let folder = env::temp_dir();
     let mut inventory = Inventory::begin(&folder, ledger.key().await.unwrap(), clock.next()).unwrap();
-    let held = (0..pins).filter(|n| n / OWNERS % PEERS == 0);
+    let held = (0..pins).filter(|n| (n / OWNERS).is_multiple_of(PEERS));
     let count = held.inspect(|n| inventory.holds(&multihash(*n)).unwrap()).count() as u64;
     let settled = inventory.settle(&*ledger, &peer(0)).await.unwrap();
     assert_eq!((settled.held, settled.gone), (count, 0));
