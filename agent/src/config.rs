@@ -388,13 +388,15 @@ mod tests {
             ("snapshots.schedule", "\"5 * * * *\""),
             ("snapshots.jitter_s", "7"),
             ("snapshots.keep", "[\"daily:2\"]"),
+            ("snapshots.keep_metadata", "[\"daily:2\"]"),
+            ("snapshots.keep_repo", "[\"daily:2\"]"),
             ("snapshots.min_age_s", "7"),
             ("snapshots.prune", "false"),
             ("snapshots.state_path", "\"/x\""),
         ] {
             assert_ne!(check(&format!("{key} = {value}")).unwrap().agent, plain, "{key}");
         }
-        assert_eq!(SETTINGS.len(), 12, "a new setting needs a line above");
+        assert_eq!(SETTINGS.len(), 14, "a new setting needs a line above");
     }
 
     #[test]
