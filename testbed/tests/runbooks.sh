@@ -12,7 +12,7 @@ bin=$1 docs=$2 only=${3-}
 export LC_ALL=C BASALT_HTTP_LISTEN= BASALT_AGENT_IDLE_EXIT_MS=1500
 passed=0 failed=0
 mkdir -p /tmp/bin /var/tmp/disks /var/tmp/page
-cp "$bin"/* /tmp/bin/
+for program in basalt basalt-zfs-helper ipfs snapshot_pause; do [ ! -e "$bin/$program" ] || cp "$bin/$program" /tmp/bin/; done
 cat >/tmp/bin/systemctl <<'UNIT'
 #!/bin/bash
 verb=$1
