@@ -304,6 +304,8 @@ pub(crate) fn accept(
                     Some(lanes) => {
                         let (lanes, accepted) = (lanes.clone(), accepted.clone());
                         tokio::spawn(async move { route(conn, &lanes, accepted).await });
+                        // Those that are there get to say what they want before more come, who would have those go that have said nothing.
+                        tokio::task::yield_now().await;
                     }
                 },
                 Err(refusal) => {
