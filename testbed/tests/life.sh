@@ -20,6 +20,7 @@ repo() {
 }
 # What a check has left.
 gone() {
+  for pid in $(pgrep -f "^$bin/ipfs daemon"); do kill -9 "$pid"; done
   [ ! -e /tmp/agent.pid ] || kill -9 "$(cat /tmp/agent.pid)" 2>/dev/null
   for pid in $(pgrep -f "^$bin/basalt agent"); do kill -9 "$pid"; done
   rm -f /tmp/agent.pid /tmp/agent.log
@@ -196,6 +197,9 @@ c 'a pool that others fill: adds are refused, what is there is read, gc and adds
   file one 3; one=$(ipfs add -Q /var/tmp/one)
   file two 3; two=$(ipfs add -Q /var/tmp/two)
   idle; agent
+  # Without a daemon each command of Kubo makes a lock file in its repo, for which there is no room either.
+  "$bin/ipfs" daemon --offline >/tmp/daemon.log 2>&1 &
+  until_true 60 test -e $IPFS_PATH/api
   zfs create -o mountpoint=/mnt/others -o compression=off tank/others
   dd if=/dev/zero of=/mnt/others/filler bs=1M status=none || true
   zpool sync tank
@@ -206,7 +210,8 @@ c 'a pool that others fill: adds are refused, what is there is read, gc and adds
   ipfs pin rm "$two"; ipfs repo gc >/dev/null
   rm /mnt/others/filler; zpool sync tank
   until_true 60 "$bin/ipfs" add -Q /var/tmp/two
-  until_true 60 bash -c "[ \$(zfs get -Hpo value refreservation tank/life/reserve) = 134217728 ]"'
+  until_true 60 bash -c "[ \$(zfs get -Hpo value refreservation tank/life/reserve) = 134217728 ]"
+  ipfs shutdown'
 gone
 c 'a quota with snapshots that hold the space: the error and status name them, and destroying one helps' '
   repo 768
@@ -239,21 +244,17 @@ c 'a key that is not loaded: nothing opens, nothing is written in the bare folde
   life dataset apply --zfs tank/life
   ipfs cat "$one" | cmp - /var/tmp/one'
 gone
-c 'a dataset that is made read-only: puts are refused and say so, reads go on; set back, a restart is enough' '
+c 'a dataset that is read-only: the node does not open and says why, plan has what mends it; set back, all is as before' '
   repo 512
   file one 1; one=$(ipfs add -Q /var/tmp/one)
-  idle; agent
+  idle
   zfs set readonly=on tank/life/shards/00
-  file two 1
-  fails "" timeout 60 "$bin/ipfs" add -Q /var/tmp/two
-  ipfs cat "$one" | cmp - /var/tmp/one
-  says "fenced\|[Rr]ead-only" life status
-  stop
   fails "[Rr]ead-only" life agent --http-listen ""
   says "readonly" life dataset plan
   zfs inherit readonly tank/life/shards/00
   agent
-  two=$(ipfs add -Q /var/tmp/two)
+  ipfs cat "$one" | cmp - /var/tmp/one
+  file two 1; two=$(ipfs add -Q /var/tmp/two)
   ipfs cat "$two" | cmp - /var/tmp/two'
 gone
 c 'an inherited sync=disabled: the node does not open, says which dataset, and opens when it is away' '
@@ -272,7 +273,6 @@ c 'a dataset unmounted under the agent while Kubo adds: noticed, and never a byt
   file one 1; one=$(ipfs add -Q /var/tmp/one)
   idle; agent
   umount -l /srv/ipfs/basalt/shards/00
-  logged 40 "unmounted under the node"
   says "critical: unmounted: /srv/ipfs/basalt/shards/00" life status
   for n in $(seq 6); do file "more$n" 2; timeout 60 "$bin/ipfs" add -Q "/var/tmp/more$n" >/dev/null 2>&1 || true; done
   [ -z "$(ls -A /srv/ipfs/basalt/shards/00)" ]

@@ -102,6 +102,7 @@ fi
 if part "damage and restore"; then
 out=$(snapshot restore "$one" 2>&1)
 said "nothing was done" "$out" "a restore is shown first"
+let_go
 ( exec 9<$node/node.json; exec sleep 600 ) & holder=$!
 out=$(snapshot restore "$one" --yes 2>&1) && bad "restored under an open file" || said "as it was" "$out" "a node in use is not restored"
 kill $holder; wait $holder 2>/dev/null
