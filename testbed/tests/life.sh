@@ -193,7 +193,8 @@ c 'a disk is replaced while Kubo adds; that it was gone and is back is seen at o
   says " 0 damaged" life verify'
 gone
 c 'a pool that others fill: adds are refused, what is there is read, gc and adds work again' '
-  repo 512
+  # The reserve is put back once four times as much is free.
+  repo 1024
   file one 3; one=$(ipfs add -Q /var/tmp/one)
   file two 3; two=$(ipfs add -Q /var/tmp/two)
   idle; agent
@@ -250,7 +251,7 @@ c 'a dataset that is read-only: the node does not open and says why, plan has wh
   idle
   zfs set readonly=on tank/life/shards/00
   fails "[Rr]ead-only" life agent --http-listen ""
-  says "readonly" life dataset plan
+  says "tank/life/shards/00 is read-only" life dataset plan
   zfs inherit readonly tank/life/shards/00
   agent
   ipfs cat "$one" | cmp - /var/tmp/one
