@@ -112,6 +112,11 @@ impl Answers {
     /// Sends an answer, now or soon; `may_wait`: this thread may wait until the client takes it.
     pub(super) fn send(&self, answer: Answer, may_wait: bool) {
         let mut state = self.lock();
+        if may_wait {
+            // Or a client that takes slowly would have one value after the other queued for it, until it is cut off for holding too much.
+            let others_send = |state: &mut State| state.is_sending && !state.is_closed;
+            state = self.changed.wait_while(state, others_send).unwrap_or_else(PoisonError::into_inner);
+        }
         if state.is_closed {
             return;
         }
@@ -169,9 +174,7 @@ impl Answers {
             }
         }
         state.is_sending = false;
-        if !state.queue.is_empty() || state.is_closed {
-            self.changed.notify_all();
-        }
+        self.changed.notify_all();
     }
 
     /// Sends one; `false` where the socket takes no more and this thread may not wait. A wait ends with the socket's own deadline.
@@ -271,6 +274,36 @@ mod tests {
         for number in 1..=8 {
             assert_eq!(receive(&mut client), (number, vec![number as u8; 1 << 20]));
         }
+        answers.settle();
+        answers.close();
+        clerk.join().unwrap();
+    }
+
+    #[test]
+    fn who_may_wait_queues_nothing_behind_what_the_clerk_sends() {
+        let (answers, mut client) = lane();
+        let clerk = thread::spawn({
+            let answers = answers.clone();
+            move || answers.clerk()
+        });
+        let value = || Ok(vec![7; 4 << 20]);
+        assert!(answers.begin());
+        answers.send(Answer::new(1, value(), None), false);
+        let reader = thread::spawn({
+            let answers = answers.clone();
+            move || {
+                for number in 2..=4 {
+                    assert!(answers.begin());
+                    answers.send(Answer::new(number, value(), None), true);
+                }
+            }
+        });
+        thread::sleep(Duration::from_millis(50));
+        assert!(answers.lock().queue.is_empty() && !reader.is_finished(), "it waits with its own answer in hand");
+        for number in 1..=4 {
+            assert_eq!(receive(&mut client).0, number);
+        }
+        reader.join().unwrap();
         answers.settle();
         answers.close();
         clerk.join().unwrap();
